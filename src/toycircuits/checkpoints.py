@@ -1,0 +1,76 @@
+"""Weights on disk: safetensors files that carry their settings, and trajectories of them.
+
+Nothing is ever unpickled. A file appears under its name only when it is complete.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toycircuits.config import InputError
+
+METADATA_KEY = "toycircuits"  # one key only: safetensors does not keep the order of several
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write `tensors` and JSON-able `metadata` to `path`, under a temporary name until complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    os.replace(partial, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata that `write_tensors` wrote.
+
+    Raises:
+        InputError: the file is absent, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+    if metadata is None:
+        raise InputError(f"{path}: no metadata of toycircuits in this safetensors file")
+    return tensors, json.loads(metadata)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints of one trained model: a folder with one file a step."""
+
+    folder: Path
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        steps = sorted(int(path.stem) for path in self.folder.glob("[0-9]*.safetensors"))
+        if not steps:
+            raise InputError(f"{self.folder}: no checkpoint here")
+        return steps
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` stands."""
+        return self.folder / f"{step:08d}.safetensors"
+
+    def save(self, step: int, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Add the checkpoint of `step`."""
+        write_tensors(self.path(step), state, {**metadata, "step": step})
+
+    def load(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """State dict and metadata at `step`, by default the last."""
+        return read_tensors(self.path(self.steps[-1] if step is None else step))
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for step in self.steps:
+            yield step, self.load(step)[0]

@@ -1,0 +1,163 @@
+"""From `params.yaml` to validated, frozen settings.
+
+The classes themselves stand beside their only users (`DataSettings` in a slice's `task.py`,
+`TrainSettings` in `training.py`, ...). Here is what they share: strictness, one clear line for
+whatever is wrong, and how a run's own values are laid over those of its experiment.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
+
+
+class InputError(Exception):
+    """Something a person gave us is wrong; the message is one line that names it."""
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """Turn an `InputError` into one line on standard error and exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class Settings(BaseModel):
+    """Frozen settings in which every key is known, required unless it has a default, and typed.
+
+    Types are strict because DVC cannot tell `2` from `2.0` or `1` from `true`: were we to take
+    both, an edit could change a result without any stage running again.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Any, key: str) -> Self:
+        """Validate `values`, which stand at `key` of params.yaml (or of a file's metadata).
+
+        Raises:
+            InputError: one line with the full key path, what was found and what is allowed.
+        """
+        try:
+            # Through JSON, because strict Python mode would refuse a YAML list for a tuple.
+            return cls.model_validate_json(json.dumps(values, default=str))
+        except ValidationError as error:
+            raise InputError(_one_line(error, key, cls)) from None
+
+
+def _one_line(error: ValidationError, key: str, cls: type[BaseModel]) -> str:
+    first, *others = error.errors()
+    path = ".".join([key, *(str(part) for part in first["loc"])])
+    found = json.dumps(first["input"])
+    found = found if len(found) <= 80 else found[:77] + "..."
+    match first["type"]:
+        case "extra_forbidden":
+            text = f"unknown key; allowed beside it: {', '.join(cls.model_fields)}"
+        case "missing":
+            text = "missing key"
+        case "value_error":
+            text = str(first["ctx"]["error"])
+        case _:
+            text = f"found {found}; {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{path}: {text}" + (f" (and {len(others)} more)" if others else "")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class RunEntry(Settings):
+    """One entry under `runs:`: a trained variant of an experiment.
+
+    Attributes:
+        experiment: key of the experiment, in `experiments:` and in the tree of each scale.
+        slice: folder of the experiment's code under `toycircuits/experiments/`.
+        model, train: values laid over the experiment's own sections.
+        variants: name -> further values for `model`; all variants train in the run's one stage.
+    """
+
+    experiment: str
+    slice: str
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    variants: dict[str, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run at the chosen scale, its sections not yet validated."""
+
+    name: str
+    scale: str
+    entry: RunEntry
+    tree: Mapping[str, Any]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the variants; the empty name alone where the run has none."""
+        return tuple(self.entry.variants) or ("",)
+
+    def section(self, name: str, cls: type[SettingsT], variant: str = "") -> SettingsT:
+        """The validated section `name`, with the run's and the variant's values laid over it."""
+        key = f"{self.scale}.{self.entry.experiment}.{name}"
+        values = _mapping(_get(self.tree, name, key), key)
+        own = getattr(self.entry, name, {})
+        if name == "model":
+            own = own | self.entry.variants.get(variant, {})
+        return cls.parse(values | own, f"{key} with runs.{self.name}.{name}" if own else key)
+
+
+def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
+    """Read params with DVC's own parser (YAML 1.2: `1e-3` is a number, `on` a string)."""
+    try:
+        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    except YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return _mapping(values, str(path))
+
+
+def find_run(params: Mapping[str, Any], name: str) -> Run:
+    """The run called `name`, at the scale that `params` chooses."""
+    runs = _mapping(_get(params, "runs", "runs"), "runs")
+    if name not in runs:
+        raise InputError(f"runs.{name}: no such run; there are: {', '.join(runs)}")
+    entry = RunEntry.parse(runs[name], f"runs.{name}")
+    scale, tree = experiment_tree(params, entry.experiment)
+    return Run(name, scale, entry, tree)
+
+
+def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, dict[str, Any]]:
+    """The name of the chosen scale, and the sections that `experiment` has there."""
+    scale = _get(params, "scale", "scale")
+    if not isinstance(scale, str) or not isinstance(params.get(scale), dict):
+        raise InputError(f"scale: found {scale!r}; allowed is the name of a tree of settings")
+    key = f"{scale}.{experiment}"
+    tree = _mapping(_get(params[scale], experiment, key), key)
+    if unknown := set(tree) - set(SECTIONS):
+        raise InputError(f"{key}.{min(unknown)}: unknown key; allowed: {', '.join(SECTIONS)}")
+    return scale, tree
+
+
+def _get(values: Mapping[str, Any], name: str, key: str) -> Any:
+    if name not in values:
+        raise InputError(f"{key}: missing key")
+    return values[name]
+
+
+def _mapping(values: Any, key: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise InputError(f"{key}: found {values!r}; allowed is a mapping of keys to values")
+    return values

@@ -1,0 +1,21 @@
+"""Where the computing happens. Never a param: it must not decide whether a result is stale."""
+
+import torch
+
+from toycircuits.config import InputError
+
+
+def prepare(name: str) -> torch.device:
+    """The device called `name` ("auto": CUDA if there is one), ready for reproducible work.
+
+    One thread: sums are then always split the same way, so that the bytes of a result do not
+    depend on how many runs share the machine.
+    """
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device: found {name!r}: {str(error).splitlines()[0]}") from None

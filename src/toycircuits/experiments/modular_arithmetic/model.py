@@ -1,0 +1,44 @@
+"""The one-layer transformer of the grokking study, without LayerNorm and biases."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from toycircuits.config import Settings
+from toycircuits.experiments.modular_arithmetic.task import DataSettings
+from toycircuits.transformer import Transformer, TransformerSettings
+
+# Causal. Rows: query, columns: key.
+#            a    b    =
+MASK = (
+    "1..",  # a
+    "11.",  # b
+    "111",  # =
+)
+
+
+class ModelSettings(Settings):
+    """Width of the model; the rest follows from the task."""
+
+    n_layers: int = Field(ge=1)
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    act_fn: Literal["relu", "gelu"]
+    normalization: Literal["LN"] | None
+    use_bias: bool
+
+
+def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:
+    """The model with initial weights drawn from `generator`."""
+    shape = TransformerSettings(
+        **settings.model_dump(),
+        d_vocab=data.modulus + 1,
+        d_vocab_out=data.modulus,
+        freeze_W_V=False,
+        freeze_W_O=False,
+        mask=MASK,
+    )
+    return Transformer(shape, generator)

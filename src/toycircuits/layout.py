@@ -1,0 +1,51 @@
+"""Where things stand in the project folder; dvc.yaml says the same, and a test compares the two."""
+
+from pathlib import Path
+
+ARTIFACTS = Path("artifacts")  # large, cached by DVC
+REPORTS = Path("reports")  # small, in git
+RESUME = Path(".resume")  # unfinished trainings; belongs to no stage's outs
+FLOAT_FORMAT = "%.9g"  # of every table: enough for float32, and the same bytes every time
+
+
+def data_file(experiment: str) -> Path:
+    """The tensors that `generate` makes."""
+    return ARTIFACTS / "data" / f"{experiment}.safetensors"
+
+
+def trajectories(experiment: str, run: str) -> Path:
+    """Folder with one trajectory a trained model."""
+    return ARTIFACTS / "trajectories" / experiment / run
+
+
+def figure_json(experiment: str) -> Path:
+    """Folder of interactive figures."""
+    return ARTIFACTS / "figures" / experiment
+
+
+def figure_png(experiment: str) -> Path:
+    """Folder of static figures."""
+    return REPORTS / experiment / "figures"
+
+
+def tables(experiment: str) -> Path:
+    """Folder of all the tables of an experiment, one subfolder a run."""
+    return REPORTS / experiment / "tables"
+
+
+def weights_file(run: str) -> Path:
+    """The published final weights of a run."""
+    return REPORTS / "weights" / f"{run}.safetensors"
+
+
+def member_name(variant: str, weight_seed: int, batch_seed: int | None) -> str:
+    """Name of one trained model of a run.
+
+    >>> member_name("", 999, None), member_name("frozen", 1, 2)
+    ('seed999', 'frozen-seed1-batch2')
+    """
+    parts = [variant] if variant else []
+    parts.append(f"seed{weight_seed}")
+    if batch_seed not in (None, weight_seed):
+        parts.append(f"batch{batch_seed}")
+    return "-".join(parts)

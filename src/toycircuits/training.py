@@ -1,0 +1,353 @@
+"""The training loop: steps, schedule, checkpoints, early stop, resume. Nothing in it knows a task."""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toycircuits.checkpoints import Trajectory, read_tensors, write_tensors
+from toycircuits.config import InputError, Settings
+
+Batch = Mapping[str, Tensor]
+RESUME_EVERY = 20.0  # seconds between saves of the resume state; has no influence on any result
+
+
+class Schedule(Settings):
+    """Learning-rate factor: (u + 1) / warmup for u < warmup, then a cosine from `peak` to 0.
+
+    u counts the units (epochs or steps) done. The factor after warm-up is
+    peak / 2 * (1 + cos(pi (u - warmup) / (length - warmup))).
+    """
+
+    warmup: int = Field(ge=1)
+    peak: float = Field(gt=0)
+
+    def factor(self, unit: int, length: int) -> float:
+        """Factor of the learning rate during unit `unit` of `length`."""
+        if unit < self.warmup:
+            return (unit + 1) / self.warmup
+        done = (unit - self.warmup) / (length - self.warmup)
+        return self.peak / 2 * (1 + math.cos(math.pi * done))
+
+
+class Stop(Settings):
+    """Stop as soon as the logged value of `metric` is at least `at_least`."""
+
+    metric: str
+    at_least: float
+
+
+class TrainSettings(Settings):
+    """How to train.
+
+    Attributes:
+        batch_size: sequences a step, or None for the full batch.
+        unit: what `length`, `log_every` and `checkpoint_every` count.
+        weight_seeds: seeds of the initial weights, one model each.
+        batch_seeds: seeds of the order or draw of batches, one a model, or None where every step
+            sees the full batch.
+    """
+
+    optimizer: Literal["Adam", "AdamW"]
+    lr: float = Field(gt=0, le=1e3)
+    betas: tuple[float, float]
+    weight_decay: float = Field(ge=0, le=1e3)
+    batch_size: int | None = Field(ge=1)
+    unit: Literal["epoch", "step"]
+    length: int = Field(ge=1, le=100_000_000)
+    log_every: int = Field(ge=1)
+    checkpoint_every: int = Field(ge=1)
+    schedule: Schedule | None
+    clip_grad_norm: float | None = Field(gt=0)
+    stop: Stop | None
+    weight_seeds: tuple[int, ...] = Field(min_length=1, max_length=1000)
+    batch_seeds: tuple[int, ...] | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: found {self.betas}; allowed are two numbers in [0, 1)")
+        if self.optimizer == "Adam" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay: found {self.weight_decay}; Adam takes 0 only, AdamW decays"
+            )
+        if (self.batch_size is None) != (self.batch_seeds is None):
+            raise ValueError("batch_size and batch_seeds: both or neither are null")
+        if self.batch_seeds is not None and len(self.batch_seeds) != len(self.weight_seeds):
+            raise ValueError(
+                f"batch_seeds: found {len(self.batch_seeds)} seeds; "
+                f"allowed are as many as weight_seeds, {len(self.weight_seeds)}"
+            )
+        if len(set(self.members)) != len(self.members):
+            raise ValueError("weight_seeds: the same model twice")
+        if any(not 0 <= seed < 2**63 for seed in (*self.weight_seeds, *(self.batch_seeds or ()))):
+            raise ValueError("weight_seeds, batch_seeds: allowed are numbers from 0 below 2**63")
+        if self.schedule is not None and self.schedule.warmup >= self.length:
+            raise ValueError(
+                f"schedule.warmup: found {self.schedule.warmup}; allowed is less than length"
+            )
+        return self
+
+    @property
+    def members(self) -> list[tuple[int, int | None]]:
+        """(weight seed, batch seed) of each model that is trained."""
+        return list(zip(self.weight_seeds, self.batch_seeds or [None] * len(self.weight_seeds)))
+
+
+class BatchStream:
+    """An endless stream of batches, made in blocks: an epoch's order, or many steps' fresh draws.
+
+    Its state is small and exact: the generator's state before the present block, and the position
+    in it.
+
+    Args:
+        draw: makes the next block of batches from the generator.
+        generator: consumed by `draw` alone.
+        per_epoch: batches an epoch (1 for the full batch and for fresh data).
+        redraw: whether a finished block is followed by a new one, or replayed for ever.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[torch.Generator], Sequence[Batch]],
+        generator: torch.Generator,
+        per_epoch: int = 1,
+        redraw: bool = True,
+    ) -> None:
+        self.per_epoch = per_epoch
+        self._draw, self._generator, self._redraw = draw, generator, redraw
+        self._block: Sequence[Batch] = ()
+        self._position = 0
+        self._before = generator.get_state()
+
+    def next(self) -> Batch:
+        """The next batch."""
+        if self._position == len(self._block):
+            self._position = 0
+            if self._redraw or not self._block:
+                self._before = self._generator.get_state()
+                self._block = self._draw(self._generator)
+        batch = self._block[self._position]
+        self._position += 1
+        return batch
+
+    def state(self) -> tuple[Tensor, int]:
+        """What `restore` needs."""
+        return self._before, self._position
+
+    def restore(self, before: Tensor, position: int) -> None:
+        """Continue as the stream would have whose `state` this was."""
+        self._generator.set_state(before)
+        self._before, self._position = before, position
+        self._block = self._draw(self._generator) if position else ()
+
+
+def full_batch(batch: Batch) -> BatchStream:
+    """The stream that gives `batch` at every step."""
+    return BatchStream(lambda _: [batch], torch.Generator(), redraw=False)
+
+
+def shuffled_batches(
+    data: Batch,
+    batch_size: int,
+    generator: torch.Generator,
+    drop_last: bool,
+    reshuffle: bool = True,
+) -> BatchStream:
+    """Batches of `batch_size` rows of `data` in random order; a new order each epoch, or not."""
+    n_rows = len(next(iter(data.values())))
+    per_epoch = n_rows // batch_size if drop_last else math.ceil(n_rows / batch_size)
+    if per_epoch == 0:
+        raise InputError(f"train.batch_size: found {batch_size}; allowed is at most {n_rows}")
+
+    def draw(generator: torch.Generator) -> list[Batch]:
+        order = torch.randperm(n_rows, generator=generator)
+        parts = order.split(batch_size)[:per_epoch]
+        return [{name: column[part] for name, column in data.items()} for part in parts]
+
+    return BatchStream(draw, generator, per_epoch, reshuffle)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a task hands to the loop.
+
+    Attributes:
+        stream: the batches.
+        loss: model and batch -> scalar.
+        evaluate: model -> values to log, without gradient.
+    """
+
+    stream: BatchStream
+    loss: Callable[[Any, Batch], Tensor]
+    evaluate: Callable[[Any], dict[str, float]]
+
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class _State:
+    """All that changes during training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    stream: BatchStream
+    step: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    done: bool = False
+
+    def save(self, path: Path, key: str) -> None:
+        before, position = self.stream.state()
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors["stream"] = before
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+        progress = {"step": self.step, "position": position, "rows": self.rows, "done": self.done}
+        write_tensors(path, tensors, {"key": key, **progress})
+
+    def restore(self, path: Path, key: str) -> bool:
+        """Take up the state saved at `path` if it was saved under the same key."""
+        if not path.exists():
+            return False
+        try:
+            tensors, meta = read_tensors(path)
+        except InputError as error:
+            print(f"resume state ignored: {error}", file=sys.stderr)
+            return False
+        if meta["key"] != key:
+            print(f"resume state ignored: {path} belongs to another training", file=sys.stderr)
+            return False
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, moment = name.split("/")
+                moments.setdefault(int(index), {})[moment] = value
+        model_state = {k[6:]: v for k, v in tensors.items() if k.startswith("model/")}
+        self.model.load_state_dict(model_state)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.stream.restore(tensors["stream"], meta["position"])
+        self.step, self.rows, self.done = meta["step"], meta["rows"], meta["done"]
+        print(f"resuming at step {self.step}", file=sys.stderr)
+        return True
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """The fused optimizer over the trainable parameters of `model`."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+    return kinds[settings.optimizer](
+        trainable,
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    settings: TrainSettings,
+    folder: Path,
+    key: str,
+    metadata: Mapping[str, Any],
+    label: str = "train",
+) -> list[dict[str, float]]:
+    """Train `model` in place; leave its checkpoints in `folder / "trajectory"`.
+
+    A training that was killed continues from the state it left in `folder`, and ends with the
+    bytes it would have ended with, provided `key` is the same.
+
+    Args:
+        key: names all that the result depends on; a state saved under another key is not used.
+        metadata: stored in every checkpoint.
+
+    Returns:
+        One row a log point: `step` (updates done), `lr`, `train_loss` (of the batch of that step,
+        before its update) and what `objective.evaluate` gives.
+
+    Raises:
+        Diverged: the loss is not finite; checkpoints written before stay in `folder`.
+    """
+    stream = objective.stream
+    per_unit = stream.per_epoch if settings.unit == "epoch" else 1
+    last = settings.length * per_unit
+    trajectory, resume_path = Trajectory(folder / "trajectory"), folder / "resume.safetensors"
+    state = _State(model, make_optimizer(model, settings), stream)
+    if not state.restore(resume_path, key):
+        shutil.rmtree(trajectory.folder, ignore_errors=True)
+    if state.done:
+        return state.rows
+    bar = tqdm(
+        total=last,
+        initial=state.step,
+        desc=label,
+        unit="step",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    saved = time.monotonic()
+    with bar:
+        while True:
+            if time.monotonic() - saved > RESUME_EVERY:
+                state.save(resume_path, key)
+                saved = time.monotonic()
+            unit, within = divmod(state.step, per_unit)
+            if settings.schedule is not None:
+                factor = settings.schedule.factor(min(unit, settings.length - 1), settings.length)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = settings.lr * factor
+            at_end = state.step == last
+            loss = objective.loss(model, stream.next())
+            if within == 0 and (unit % settings.log_every == 0 or at_end):
+                row = _log(state, loss, objective)
+                at_end |= _reached(settings.stop, row)
+                bar.set_postfix(loss=f"{row['train_loss']:.3g}", refresh=False)
+            if within == 0 and (unit % settings.checkpoint_every == 0 or at_end):
+                _check_finite(loss, state.step)
+                trajectory.save(state.step, model.state_dict(), metadata)
+            if at_end:
+                state.done = True
+                state.save(resume_path, key)
+                return state.rows
+            loss.backward()
+            if settings.clip_grad_norm is not None:
+                nn.utils.clip_grad_norm_(trainable, settings.clip_grad_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.step += 1
+            bar.update()
+
+
+def _log(state: _State, loss: Tensor, objective: Objective) -> dict[str, float]:
+    _check_finite(loss, state.step)
+    with torch.no_grad():
+        values = objective.evaluate(state.model)
+    lr = state.optimizer.param_groups[0]["lr"]
+    row = {"step": state.step, "lr": lr, "train_loss": loss.item(), **values}
+    state.rows.append(row)
+    return row
+
+
+def _check_finite(loss: Tensor, step: int) -> None:
+    if not math.isfinite(loss.item()):
+        raise Diverged(f"the loss is {loss.item()} at step {step}")
+
+
+def _reached(stop: Stop | None, row: Mapping[str, float]) -> bool:
+    if stop is None:
+        return False
+    if stop.metric not in row:
+        raise InputError(f"train.stop.metric: found {stop.metric!r}; allowed: {', '.join(row)}")
+    return row[stop.metric] >= stop.at_least

@@ -1,0 +1,42 @@
+"""Ablate the components of every final model of one run."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tree's own code
+
+import typer
+
+from toycircuits import config, layout
+
+Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
+
+
+def main(run_name: str, device: Device = "auto") -> None:
+    """Write one tidy table of RUN_NAME: component, layer, head, method, loss, accuracy."""
+    with config.exit_on_bad_input():
+        run = config.find_run(config.read_params(), run_name)
+        ablations = importlib.import_module(f"toycircuits.experiments.{run.entry.slice}.ablations")
+        settings = run.section("ablate", ablations.AblateSettings)
+
+        import pandas as pd
+
+        from toycircuits.device import prepare
+        from toycircuits.loading import load_data, load_members
+
+        place = prepare(device)
+        experiment = run.entry.experiment
+        data = load_data(layout.data_file(experiment), place)
+        tables = [
+            member.label(ablations.ablate(member.model, data, member.data_settings, settings))
+            for member in load_members(layout.trajectories(experiment, run_name), place)
+        ]
+        path = layout.tables(experiment) / run_name / "ablations.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.concat(tables).to_csv(path, index=False, float_format=layout.FLOAT_FORMAT)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,52 @@
+"""Measure every model of one run over its whole trajectory."""
+
+import importlib
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tree's own code
+
+import typer
+
+from toycircuits import config, layout
+
+Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
+
+
+def main(run_name: str, device: Device = "auto") -> None:
+    """Write the tables and metrics of RUN_NAME."""
+    with config.exit_on_bad_input():
+        run = config.find_run(config.read_params(), run_name)
+        metrics = importlib.import_module(f"toycircuits.experiments.{run.entry.slice}.metrics")
+        settings = run.section("measure", metrics.MeasureSettings)
+
+        import pandas as pd
+
+        from toycircuits.device import prepare
+        from toycircuits.loading import load_data, load_members
+
+        place = prepare(device)
+        experiment = run.entry.experiment
+        data = load_data(layout.data_file(experiment), place)
+        parts = defaultdict(list)
+        values = {}
+        for member in load_members(layout.trajectories(experiment, run_name), place):
+            tables, values[member.name] = metrics.measure(
+                member.model, member.states(), data, member.data_settings, settings
+            )
+            for name, table in tables.items():
+                parts[name].append(member.label(table))
+        folder = layout.tables(experiment) / run_name
+        (folder / "measure").mkdir(parents=True, exist_ok=True)
+        for name, tables in parts.items():
+            path = folder / "measure" / f"{name}.csv"
+            pd.concat(tables).to_csv(path, index=False, float_format=layout.FLOAT_FORMAT)
+        text = json.dumps(values, indent=1, allow_nan=True)
+        (folder / "metrics.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
