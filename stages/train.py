@@ -39,7 +39,7 @@ def train_run(run: config.Run, device: str) -> None:
 
     from toycircuits.checkpoints import read_tensors
     from toycircuits.device import prepare
-    from toycircuits.training import Diverged, Objective, train
+    from toycircuits.training import DivergedError, Objective, train
 
     place = prepare(device)
     data_path = layout.data_file(experiment)
@@ -66,7 +66,7 @@ def train_run(run: config.Run, device: str) -> None:
         folder = layout.RESUME / run.name / f"{name}-{key[:16]}"
         try:
             log = train(model, objective, settings, folder, key, metadata, f"{run.name} {name}")
-        except Diverged as error:
+        except DivergedError as error:
             print(f"error: {run.name} {name}: {error}; see {folder}", file=sys.stderr)
             raise SystemExit(1) from None
         rows += [{"variant": variant, "seed": weight_seed} | row for row in log]

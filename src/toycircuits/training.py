@@ -1,4 +1,4 @@
-"""The training loop: steps, schedule, checkpoints, early stop, resume. Nothing in it knows a task."""
+"""The training loop: steps, schedule, checkpoints, early stop, resume; it knows no task."""
 
 import math
 import shutil
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -100,7 +101,7 @@ class TrainSettings(Settings):
     @property
     def members(self) -> list[tuple[int, int | None]]:
         """(weight seed, batch seed) of each model that is trained."""
-        return list(zip(self.weight_seeds, self.batch_seeds or [None] * len(self.weight_seeds)))
+        return list(zip(self.weight_seeds, self.batch_seeds or cycle([None]), strict=False))
 
 
 class BatchStream:
@@ -192,7 +193,7 @@ class Objective:
     evaluate: Callable[[Any], dict[str, float]]
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The loss is no longer a number."""
 
 
@@ -278,7 +279,7 @@ def train(
         before its update) and what `objective.evaluate` gives.
 
     Raises:
-        Diverged: the loss is not finite; checkpoints written before stay in `folder`.
+        DivergedError: the loss is not finite; checkpoints written before stay in `folder`.
     """
     stream = objective.stream
     per_unit = stream.per_epoch if settings.unit == "epoch" else 1
@@ -342,7 +343,7 @@ def _log(state: _State, loss: Tensor, objective: Objective) -> dict[str, float]:
 
 def _check_finite(loss: Tensor, step: int) -> None:
     if not math.isfinite(loss.item()):
-        raise Diverged(f"the loss is {loss.item()} at step {step}")
+        raise DivergedError(f"the loss is {loss.item()} at step {step}")
 
 
 def _reached(stop: Stop | None, row: Mapping[str, float]) -> bool:
