@@ -28,8 +28,8 @@ def main(experiment: str, slice_name: str) -> None:
         parts = defaultdict(list)
         for path in sorted(folder.glob("*/**/*.csv")):
             table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
-            table.insert(0, "run", path.relative_to(folder).parts[0])
-            parts[path.stem].append(table)
+            run = pd.Series(path.relative_to(folder).parts[0], table.index, name="run")
+            parts[path.stem].append(pd.concat([run, table], axis=1))
         tables = {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}
         drawn = figures.draw(tables, settings)
         write_figures(drawn, layout.figure_json(experiment), layout.figure_png(experiment))

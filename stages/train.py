@@ -51,11 +51,12 @@ def train_run(run: config.Run, device: str) -> None:
         metadata = {
             **{"run": run.name, "experiment": experiment, "slice": run.entry.slice, **member},
             **{"data": data_settings.model_dump(), "model": models[variant].model_dump()},
+            "train": settings.model_dump(),
         }
-        train_settings = {"train": settings.model_dump(), "device": str(place)}
-        key = result_key(metadata | train_settings, data_path)
+        key = result_key(metadata | {"device": str(place)}, data_path)
         weights = torch.Generator().manual_seed(weight_seed)
-        model = architecture.build(models[variant], data_settings, weights).to(place)
+        with config.at_key(run.key):
+            model = architecture.build(models[variant], data_settings, weights).to(place)
         order = torch.Generator().manual_seed(batch_seed or 0)
         objective = Objective(
             stream=task.batches(data, data_settings, settings, order),

@@ -34,6 +34,15 @@ def exit_on_bad_input() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+@contextmanager
+def at_key(prefix: str) -> Iterator[None]:
+    """Put `prefix` before the key that an `InputError` of the body names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}.{error}") from None
+
+
 class Settings(BaseModel):
     """Frozen settings in which every key is known, required unless it has a default, and typed.
 
@@ -104,13 +113,18 @@ class Run:
     tree: Mapping[str, Any]
 
     @property
+    def key(self) -> str:
+        """Key path of the experiment's sections."""
+        return f"{self.scale}.{self.entry.experiment}"
+
+    @property
     def variants(self) -> tuple[str, ...]:
         """Names of the variants; the empty name alone where the run has none."""
         return tuple(self.entry.variants) or ("",)
 
     def section(self, name: str, cls: type[SettingsT], variant: str = "") -> SettingsT:
         """The validated section `name`, with the run's and the variant's values laid over it."""
-        key = f"{self.scale}.{self.entry.experiment}.{name}"
+        key = f"{self.key}.{name}"
         values = _mapping(_get(self.tree, name, key), key)
         own = getattr(self.entry, name, {})
         if name == "model":

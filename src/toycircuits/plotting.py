@@ -14,6 +14,15 @@ SEQUENTIAL = "Viridis"
 DIVERGING = "RdBu"
 WIDTH, HEIGHT, SCALE = 760, 440, 2  # pixels of a static picture, and their multiplier
 
+AXIS = {
+    "showline": True,
+    "linecolor": "#444444",
+    "gridcolor": "#e6e6e6",
+    "ticks": "outside",
+    "zeroline": False,
+    "automargin": True,
+    "exponentformat": "power",
+}
 TEMPLATE = go.layout.Template(
     layout=go.Layout(
         colorway=COLORS,
@@ -22,14 +31,12 @@ TEMPLATE = go.layout.Template(
         paper_bgcolor="white",
         plot_bgcolor="white",
         margin={"l": 76, "r": 24, "t": 56, "b": 64},
-        xaxis={"showline": True, "linecolor": "#444444", "gridcolor": "#e6e6e6", "ticks": "outside",
-               "zeroline": False, "automargin": True},
-        yaxis={"showline": True, "linecolor": "#444444", "gridcolor": "#e6e6e6", "ticks": "outside",
-               "zeroline": False, "automargin": True, "exponentformat": "power"},
+        xaxis=AXIS,
+        yaxis=AXIS,
         colorscale={"sequential": SEQUENTIAL, "diverging": DIVERGING},
         legend={"bgcolor": "rgba(255,255,255,0.7)"},
     )
-)  # fmt: skip
+)
 pio.templates["toycircuits"] = TEMPLATE
 pio.templates.default = "toycircuits"
 

@@ -21,11 +21,11 @@ MASK = (
 class ModelSettings(Settings):
     """Width of the model; the rest follows from the task."""
 
-    n_layers: int = Field(ge=1)
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_mlp: int
+    n_layers: Literal[1]
+    n_heads: int = Field(ge=1)
+    d_model: int = Field(ge=1)
+    d_head: int = Field(ge=1)
+    d_mlp: int = Field(ge=1)
     act_fn: Literal["relu", "gelu"]
     normalization: Literal["LN"] | None
     use_bias: bool
@@ -33,12 +33,7 @@ class ModelSettings(Settings):
 
 def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:
     """The model with initial weights drawn from `generator`."""
-    shape = TransformerSettings(
-        **settings.model_dump(),
-        d_vocab=data.modulus + 1,
-        d_vocab_out=data.modulus,
-        freeze_W_V=False,
-        freeze_W_O=False,
-        mask=MASK,
-    )
-    return Transformer(shape, generator)
+    from_task = {"d_vocab": data.modulus + 1, "d_vocab_out": data.modulus, "mask": MASK}
+    nothing_frozen = {"freeze_W_V": False, "freeze_W_O": False}
+    shape = settings.model_dump() | from_task | nothing_frozen
+    return Transformer(TransformerSettings.parse(shape, "model"), generator)

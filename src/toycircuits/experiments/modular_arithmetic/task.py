@@ -4,11 +4,11 @@ After Nanda et al. 2023, "Progress measures for grokking via mechanistic interpr
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from toycircuits.config import Settings
@@ -34,13 +34,14 @@ class DataSettings(Settings):
     train_fraction: float = Field(gt=0, lt=1)
     seed: int = Field(ge=0, lt=2**63)
 
-    def model_post_init(self, _: Any) -> None:
-        """Check what pydantic's own constraints cannot say."""
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
         if self.modulus % 2 == 0:
             raise ValueError(f"modulus: found {self.modulus}; allowed are odd numbers")
         pairs = self.modulus**2
         if not 0 < int(self.train_fraction * pairs) < pairs:
             raise ValueError(f"train_fraction: found {self.train_fraction}; one side is empty")
+        return self
 
     @property
     def sign(self) -> int:

@@ -1,0 +1,66 @@
+"""The `toycircuits` command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toycircuits import config
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Published toy-model circuits that run, and are checked, with one command."""
+
+
+@app.command()
+def check() -> None:
+    """Validate every setting of params.yaml, at every scale."""
+    with config.exit_on_bad_input():
+        from toycircuits.validation import validate
+
+        validate(config.read_params())
+        typer.echo("params.yaml: every setting of every scale is valid")
+
+
+@app.command()
+def reproduce(
+    targets: Annotated[list[str] | None, typer.Argument(help="stages; all by default")] = None,
+) -> None:
+    """Run whatever is not up to date: data, training, measures, ablations, figures."""
+    with config.exit_on_bad_input():
+        from toycircuits.validation import validate
+
+        params = config.read_params()
+        validate(params, [params.get("scale", "")])
+        environment = os.environ | {"PATH": os.pathsep.join([_bin(), os.environ.get("PATH", "")])}
+        command = [sys.executable, "-m", "dvc", "repro", *(targets or [])]
+        code = subprocess.run(command, env=environment, check=False).returncode
+        if code:
+            raise typer.Exit(code)
+        for name in params["experiments"]:
+            typer.echo(f"{name}: reports/{name}/figures (png), reports/{name}/tables (csv, json)")
+
+
+@app.command()
+def fresh() -> None:
+    """Check, without DVC's cache, that lock, tables and figures belong to code and params."""
+    with config.exit_on_bad_input():
+        from toycircuits.freshness import stale
+
+        os.environ["PATH"] = os.pathsep.join([_bin(), os.environ.get("PATH", "")])
+        problems = stale(Path.cwd())
+        for problem in problems:
+            typer.echo(problem, err=True)
+        if problems:
+            raise typer.Exit(1)
+        typer.echo("dvc.lock, tables and figures belong to code and params")
+
+
+def _bin() -> str:
+    return str(Path(sys.executable).parent)

@@ -1,0 +1,447 @@
+"""Figures of modular arithmetic, drawn from its tables alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from toycircuits.config import Settings
+from toycircuits.plotting import COLORS, DIVERGING, SEQUENTIAL
+
+GUIDE = {"dash": "dot", "color": "black", "width": 1.5}
+STEP, LOSS = "training step (full-batch epoch)", "cross-entropy loss (nats)"
+BASIS_ROWS_SHOWN = 7
+
+
+class RenderSettings(Settings):
+    """What to draw beside the measured values.
+
+    Attributes:
+        published_phases: steps that the original study marked by hand, or None where there is
+            nothing to compare with.
+    """
+
+    published_phases: tuple[int, int, int] | None
+
+
+def first_model(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the first model: pictures of weights and activations show one."""
+    if table.empty:
+        return table
+    model = table[["run", "variant", "seed"]].fillna("")
+    return table[(model == model.iloc[0]).all(axis=1)].reset_index(drop=True)
+
+
+def matrix(table: pd.DataFrame, drop: tuple[str, ...] = ()) -> np.ndarray:
+    """The values of a wide table, without the columns that label its rows."""
+    labels = ["run", "variant", "seed", *drop]
+    return table.drop(columns=labels).to_numpy(dtype=float)
+
+
+def heatmap(values: np.ndarray, title: str, axes: tuple[str, str], **options: Any) -> go.Figure:
+    """A heatmap; diverging colours around 0 where there are negative values."""
+    if values.min() < 0:
+        limit = float(np.abs(values).max())
+        options |= {"color_continuous_scale": DIVERGING, "zmin": -limit, "zmax": limit}
+    else:
+        options = {"color_continuous_scale": SEQUENTIAL} | options
+    figure = px.imshow(
+        values, title=title, labels=dict(zip("xy", axes, strict=True)), aspect="auto", **options
+    )
+    return figure.update_layout(height=560)
+
+
+def loss_curves(training: pd.DataFrame, uniform: float) -> go.Figure:
+    """Training and test loss of every model, and the loss of guessing."""
+    long = training.melt(["run", "seed", "step"], ["train_loss", "test_loss"], "pairs", "loss")
+    long["pairs"] = long["pairs"].str.removesuffix("_loss")
+    several = long["seed"].nunique() > 1
+    figure = px.line(
+        long,
+        x="step",
+        y="loss",
+        color="pairs",
+        line_dash="seed" if several else None,
+        log_y=True,
+        title="Loss over training",
+        labels={"step": STEP, "loss": LOSS, "pairs": "pairs"},
+    )
+    # A trace, not a shape: a shape's height would be read as an exponent on the log axis.
+    ends = {"x": [0, training["step"].max()], "y": [uniform, uniform], "mode": "lines"}
+    return figure.add_scatter(**ends, line=GUIDE, name="guessing, ln p")
+
+
+def loss_with_phases(
+    training: pd.DataFrame, phases: pd.DataFrame, published: tuple[int, ...] | None, uniform: float
+) -> go.Figure:
+    """The loss curves of the first model with the measured ends of the three phases."""
+    figure = loss_curves(first_model(training), uniform)
+    figure.update_layout(title="Memorisation, circuit formation, cleanup")
+    steps = first_model(phases).set_index("phase")["step"]
+    names = ("memorisation_end", "circuit_formation_end", "cleanup_end")
+    for name, color in zip(names, COLORS[2:], strict=False):
+        if np.isfinite(steps[name]):
+            figure.add_vline(steps[name], line_color=color, line_width=2)
+            label = f"{name.removesuffix('_end').replace('_', ' ')} ends at {steps[name]:.0f}"
+            figure.add_scatter(x=[None], y=[None], mode="lines", line_color=color, name=label)
+    for step in published or ():
+        figure.add_vline(step, line_dash="dash", line_color="#888888")
+    if published:
+        dashes = {"dash": "dash", "color": "#888888"}
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=dashes, name="published, by hand")
+    return figure
+
+
+def singular_values(embedding_svd: pd.DataFrame) -> go.Figure:
+    """Singular values of W_E beside those of a Gaussian matrix of the same norm."""
+    table = embedding_svd.rename(columns={"singular_value": "W_E", "control": "Gaussian control"})
+    return px.line(
+        table,
+        x="index",
+        y=["W_E", "Gaussian control"],
+        markers=True,
+        title="Singular values of the embedding W_E",
+        labels={"index": "index of the singular value", "value": "singular value", "variable": ""},
+    )
+
+
+def singular_vectors(embedding_vectors: pd.DataFrame) -> go.Figure:
+    """The first eight left singular vectors of W_E, over the number embedded."""
+    values = matrix(embedding_vectors)
+    figure = make_subplots(4, 2, shared_xaxes=True, vertical_spacing=0.05, horizontal_spacing=0.14)
+    for index, column in enumerate(values.T):
+        row, col = index // 2 + 1, index % 2 + 1
+        figure.add_scatter(y=column, row=row, col=col, line={"color": COLORS[0], "width": 1.5})
+        figure.update_yaxes(title_text=f"u<sub>{index}</sub>", row=row, col=col)
+    figure.update_xaxes(title_text="number embedded", row=4)
+    title = "First left singular vectors of the embedding W_E"
+    return figure.update_layout(title=title, showlegend=False, height=640)
+
+
+def basis_heatmap(fourier_basis: pd.DataFrame) -> go.Figure:
+    """The Fourier basis over Z_p."""
+    values = matrix(fourier_basis, ("component",))
+    title = "Fourier basis over the numbers mod p (unit norm)"
+    return heatmap(values, title, ("number", "component"), y=fourier_basis["component"])
+
+
+def basis_lines(fourier_basis: pd.DataFrame) -> go.Figure:
+    """The first rows of the Fourier basis as waves."""
+    rows = fourier_basis.head(BASIS_ROWS_SHOWN).drop(columns=["run", "variant", "seed"])
+    long = rows.melt("component", var_name="number", value_name="value")
+    long["number"] = long["number"].str.removeprefix("x").astype(int)
+    labels = {"number": "number", "value": "value (unit-norm row)"}
+    title = f"The first {BASIS_ROWS_SHOWN} rows of the Fourier basis"
+    return px.line(long, x="number", y="value", color="component", title=title, labels=labels)
+
+
+def basis_gram(fourier_basis: pd.DataFrame) -> go.Figure:
+    """Gram matrix of the Fourier basis: the identity."""
+    values = matrix(fourier_basis, ("component",))
+    # Rounded, so that rounding errors do not bring in negative values and their colours.
+    names = fourier_basis["component"]
+    gram = (values @ values.T).round(3) + 0.0
+    title = "The Fourier basis is orthonormal"
+    return heatmap(gram, title, ("component", "component"), x=names, y=names)
+
+
+def embedding_projection(table: pd.DataFrame) -> go.Figure:
+    """W_E in the Fourier basis."""
+    values = matrix(table, ("component",))
+    title = "Embedding W_E in the Fourier basis"
+    return heatmap(values, title, ("d_model", "component"), y=table["component"])
+
+
+def component_norms(table: pd.DataFrame, title: str, ylabel: str) -> go.Figure:
+    """Norm of each Fourier component of a matrix, with its control where there is one."""
+    columns = [name for name in ("norm", "control") if name in table]
+    labels = {"component": "Fourier component", "value": ylabel, "variable": ""}
+    figure = px.bar(table, x="component", y=columns, barmode="overlay", title=title, labels=labels)
+    figure.update_traces(opacity=0.75).update_xaxes(nticks=24, tickangle=-60)
+    return figure.update_layout(showlegend=len(columns) > 1)
+
+
+def key_rows_gram(embedding_gram: pd.DataFrame) -> go.Figure:
+    """Cosine similarities between the key rows of the transformed embedding."""
+    names = embedding_gram["component"].tolist()
+    values = embedding_gram[names].to_numpy(dtype=float)
+    title = "Cosine similarity of the key rows of the embedding"
+    options = {"x": names, "y": names, "text_auto": ".2f", "zmin": -1, "zmax": 1}
+    figure = heatmap(values, title, ("component", "component"), **options)
+    return figure.update_layout(coloraxis_colorbar_title="cosine")
+
+
+def attention_means(attention: pd.DataFrame) -> go.Figure:
+    """Attention from "=" to each position, per head: mean over all pairs, and one example."""
+    long = attention.melt(["head", "key"], ["mean", "example"], "over", "attention")
+    long["over"] = long["over"].map({"mean": "mean over all pairs", "example": "one example"})
+    labels = {"key": 'position attended to from "="', "attention": "attention weight"}
+    title = 'Attention from "=" per head'
+    figure = px.bar(
+        long,
+        x="key",
+        y="attention",
+        color="over",
+        facet_col="head",
+        barmode="group",
+        title=title,
+        labels=labels,
+        range_y=[0, 1],
+    )
+    figure.update_xaxes(title_text="").update_layout(legend_title_text="")
+    figure.add_annotation(
+        text=labels["key"], x=0.5, y=-0.16, xref="paper", yref="paper", showarrow=False
+    )
+    return figure
+
+
+def attention_maps(table: pd.DataFrame) -> go.Figure:
+    """Attention from "=" to a, for each head, over all pairs."""
+    heads = sorted(table["head"].unique())
+    cube = np.stack([matrix(table[table["head"] == head], ("head", "a")) for head in heads])
+    figure = px.imshow(
+        cube,
+        facet_col=0,
+        facet_col_wrap=2,
+        zmin=0,
+        zmax=1,
+        color_continuous_scale=SEQUENTIAL,
+        labels={"x": "b", "y": "a", "color": "attention", "facet_col": "head"},
+        title='Attention from "=" to a, over all pairs',
+    )
+    return figure.update_layout(height=720, width=760)
+
+
+def neuron_shares(neurons: pd.DataFrame) -> go.Figure:
+    """Share of each neuron's variance that its best frequency explains, sorted."""
+    table = pd.DataFrame(
+        {name: np.sort(neurons[column])[::-1] for name, column in (
+            ("trained network", "share"), ("noise control", "control"))}
+    )  # fmt: skip
+    labels = {"index": "neuron, sorted", "value": "share of variance", "variable": ""}
+    title = "Share of each neuron's variance explained by its best frequency"
+    return px.line(table, title=title, labels=labels, range_y=[0, 1.02])
+
+
+def neuron_frequency_counts(neurons: pd.DataFrame) -> go.Figure:
+    """How many neurons each frequency has."""
+    counts = neurons["frequency"].value_counts().sort_index()
+    labels = {"x": "frequency k", "y": "neurons"}
+    title = "Neurons by the frequency that explains them best"
+    return px.bar(x=counts.index.astype(str), y=counts, title=title, labels=labels)
+
+
+def neuron_fourier(table: pd.DataFrame) -> go.Figure:
+    """Root mean square, over neurons, of the 2-D Fourier transform of the centred activations."""
+    values = matrix(table, ("component",))
+    names = table["component"]
+    title = "MLP activations in the 2-D Fourier basis"
+    figure = heatmap(values, title, ("component of b", "component of a"), x=names, y=names)
+    return figure.update_layout(coloraxis_colorbar_title="rms")
+
+
+def logit_cosines(table: pd.DataFrame) -> go.Figure:
+    """Cosine similarity of the logits with cos(w_k(a + s b - c)), and of two controls."""
+    names = {"cosine": "the task's sign", "other_sign": "other sign", "noise": "noise logits"}
+    long = table.rename(columns=names).melt(
+        "frequency", list(names.values()), "direction", "cosine similarity"
+    )
+    labels = {"frequency": "frequency k", "direction": ""}
+    title = "Logits against cosines of the task and controls"
+    return px.bar(
+        long,
+        x="frequency",
+        y="cosine similarity",
+        color="direction",
+        barmode="group",
+        title=title,
+        labels=labels,
+    )
+
+
+def cosines_over_training(
+    cosines: pd.DataFrame, progress: pd.DataFrame, key: list[int]
+) -> go.Figure:
+    """Cosine similarity per frequency and the residual, over the checkpoints."""
+    figure = go.Figure()
+    names = [name for name in cosines.columns if name.startswith("k")]
+    quiet = [name for name in names if int(name[1:]) not in key]
+    for index, name in enumerate(quiet):
+        figure.add_scatter(
+            x=cosines["step"],
+            y=cosines[name],
+            line={"color": "#c8c8c8", "width": 1},
+            name="other frequencies",
+            showlegend=index == 0,
+            legendgroup="others",
+        )
+    for index, k in enumerate(key):
+        figure.add_scatter(
+            x=cosines["step"],
+            y=cosines[f"k{k}"],
+            line_color=COLORS[index % len(COLORS)],
+            name=f"key frequency {k}",
+        )
+    residual = {"color": "black", "dash": "dash"}
+    figure.add_scatter(x=progress["step"], y=progress["residual"], line=residual, name="residual")
+    return figure.update_layout(
+        title="Cosine similarity of the logits with each frequency",
+        xaxis_title=STEP,
+        yaxis_title="cosine similarity; share of norm left",
+    )
+
+
+def restricted_excluded(progress: pd.DataFrame) -> go.Figure:
+    """Restricted and excluded loss beside training and test loss, with their controls."""
+    solid = ["train_loss", "test_loss", "restricted_loss", "excluded_loss"]
+    controls = ["restricted_loss_other_sign", "restricted_loss_random", "excluded_loss_random"]
+    figure = go.Figure()
+    for index, name in enumerate(solid):
+        figure.add_scatter(
+            x=progress["step"],
+            y=progress[name],
+            name=name.replace("_", " "),
+            line={"color": COLORS[index], "width": 2.5},
+        )
+    for index, name in enumerate(controls):
+        figure.add_scatter(
+            x=progress["step"],
+            y=progress[name],
+            name="control: " + name.replace("_loss", "").replace("_", " "),
+            line={"color": COLORS[4 + index], "width": 1.5, "dash": "dot"},
+        )
+    return figure.update_layout(
+        title="Restricted and excluded loss",
+        xaxis_title=STEP,
+        yaxis_title=LOSS,
+        yaxis_type="log",
+        height=520,
+    )
+
+
+def restricted_ratio(progress: pd.DataFrame) -> go.Figure:
+    """Restricted loss over test loss."""
+    labels = {"step": STEP, "restricted_ratio": "restricted loss / test loss"}
+    title = "Restricted loss in units of the test loss"
+    figure = px.line(
+        progress, x="step", y="restricted_ratio", log_y=True, title=title, labels=labels
+    )
+    ends = {"x": [0, progress["step"].max()], "y": [1, 1], "mode": "lines"}
+    return figure.add_scatter(**ends, line=GUIDE, showlegend=False).update_yaxes(dtick=1)
+
+
+def progress_measures(progress: pd.DataFrame) -> go.Figure:
+    """Accuracy, Gini coefficients and squared weights over training."""
+    panels = {
+        "accuracy": ("train_accuracy", "test_accuracy"),
+        "Gini": ("gini_W_E", "gini_W_logit"),
+        "sum of w²": ("sum_squared_weights",),
+    }
+    figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.06)
+    for row, (ylabel, names) in enumerate(panels.items(), start=1):
+        for index, name in enumerate(names):
+            figure.add_scatter(
+                x=progress["step"],
+                y=progress[name],
+                row=row,
+                col=1,
+                name=name.replace("_", " "),
+                line_color=COLORS[(2 * row - 2 + index) % len(COLORS)],
+            )
+        figure.update_yaxes(title_text=ylabel, row=row, col=1)
+    figure.update_xaxes(title_text=STEP, row=len(panels))
+    return figure.update_layout(title="Further progress measures", height=680)
+
+
+def key_waves(fourier_basis: pd.DataFrame, key: list[int]) -> go.Figure:
+    """Cosine and sine of the key frequencies over the numbers."""
+    table = fourier_basis.set_index("component").drop(columns=["run", "variant", "seed"])
+    figure = make_subplots(len(key), 1, shared_xaxes=True, vertical_spacing=0.05)
+    for row, k in enumerate(key, start=1):
+        for index, kind in enumerate(("cos", "sin")):
+            figure.add_scatter(
+                y=table.loc[f"{kind} {k}"],
+                row=row,
+                col=1,
+                name=kind,
+                line_color=COLORS[index],
+                showlegend=row == 1,
+            )
+        figure.update_yaxes(title_text=f"k = {k}", row=row, col=1)
+    figure.update_xaxes(title_text="number", row=len(key))
+    title = "Waves of the key frequencies (unit norm)"
+    return figure.update_layout(title=title, height=160 + 130 * len(key))
+
+
+def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
+    """Test loss and accuracy after each ablation."""
+    table = ablations[ablations["pairs"] == "test"].fillna({"layer": "", "head": ""})
+    heads = table["head"].astype(str).str.removesuffix(".0")
+    where = heads.where(heads.isin(["", "all"]), " head " + heads).replace("all", "")
+    label = table["component"] + where + ", " + table["method"]
+    label = label.replace("none, none", "nothing ablated")
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
+    figure.add_bar(y=label, x=table["loss"], orientation="h", row=1, col=1)
+    figure.add_bar(y=label, x=table["accuracy"], orientation="h", row=1, col=2)
+    figure.update_xaxes(title_text=LOSS, type="log", row=1, col=1)
+    figure.update_xaxes(title_text="accuracy", range=[0, 1.02], row=1, col=2)
+    figure.update_yaxes(autorange="reversed")
+    title = "Test pairs after ablating one component"
+    return figure.update_layout(title=title, showlegend=False, height=160 + 22 * len(table))
+
+
+def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
+    """All figures. Curves show every model; pictures of weights show the first.
+
+    Where no frequency is key, the two figures about key frequencies alone are left out.
+    """
+    one = {name: first_model(table) for name, table in tables.items()}
+    frequencies = one["logit_frequencies"]
+    key = frequencies.loc[frequencies["key"], "frequency"].tolist()
+    p = len(one["fourier_basis"])
+    uniform = float(np.log(p))
+    training = tables["training"]
+    of_key = (
+        {
+            "embedding_key_gram": key_rows_gram(one["embedding_gram"]),
+            "key_waves": key_waves(one["fourier_basis"], key),
+        }
+        if key
+        else {}
+    )
+    return {
+        "loss": loss_curves(training, uniform),
+        "loss_phases": loss_with_phases(
+            training, tables["phases"], settings.published_phases, uniform
+        ),
+        "embedding_singular_values": singular_values(one["embedding_svd"]),
+        "embedding_singular_vectors": singular_vectors(one["embedding_vectors"]),
+        "fourier_basis": basis_heatmap(one["fourier_basis"]),
+        "fourier_basis_rows": basis_lines(one["fourier_basis"]),
+        "fourier_basis_gram": basis_gram(one["fourier_basis"]),
+        "embedding_fourier": embedding_projection(one["embedding_projection"]),
+        "embedding_fourier_norms": component_norms(
+            one["embedding_fourier"], "Embedding W_E in the Fourier basis", "norm over d_model"
+        ),
+        "attention_means": attention_means(one["attention"]),
+        "attention_maps": attention_maps(one["attention_maps"]),
+        "neuron_shares": neuron_shares(one["neurons"]),
+        "neuron_frequencies": neuron_frequency_counts(one["neurons"]),
+        "neuron_fourier": neuron_fourier(one["neuron_fourier"]),
+        "logit_weights_fourier": component_norms(
+            one["logit_weights_fourier"], "W_out W_U in the Fourier basis", "norm over neurons"
+        ),
+        "logit_cosines": logit_cosines(frequencies),
+        "cosines_over_training": cosines_over_training(
+            one["cosines_by_step"], one["progress"], key
+        ),
+        "restricted_excluded": restricted_excluded(one["progress"]),
+        "restricted_ratio": restricted_ratio(one["progress"]),
+        "progress_measures": progress_measures(one["progress"]),
+        "ablations": ablation_bars(one["ablations"]),
+        **of_key,
+    }

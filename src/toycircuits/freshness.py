@@ -1,0 +1,33 @@
+"""Do lock, code, params and committed results belong together? Answered without DVC's cache."""
+
+import subprocess
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+
+def stale(root: Path) -> list[str]:
+    """What does not belong together in the project at `root`, a line each; empty if it is fresh.
+
+    `dvc repro --dry --allow-missing` compares code, params, commands and the results that stand in
+    git with dvc.lock. Its exit code alone is not reliable, and it misses two things, which are
+    looked at here: lock entries without a stage, and committed results that are absent.
+    """
+    dry = _run(root, "dvc", "repro", "--allow-missing", "--dry")
+    problems = [line for line in dry.stdout.splitlines() if line.startswith("Running stage")]
+    if dry.returncode or "Data and pipelines are up to date." not in dry.stdout:
+        problems = problems or (dry.stdout + dry.stderr).strip().splitlines()[-3:]
+    lock = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
+    listed = _run(root, "dvc", "stage", "list", "--name-only", "--all").stdout.split()
+    problems += [f"dvc.lock: entry without a stage: {name}" for name in sorted({*lock} - {*listed})]
+    problems += [f"never run: {name}" for name in sorted({*listed} - {*lock})]
+    tracked = _run(root, "git", "ls-files", "reports").stdout.splitlines()
+    outs = [out["path"] for stage in lock.values() for out in stage.get("outs", [])]
+    for path in (path for path in outs if path.startswith("reports/")):
+        if not any(file == path or file.startswith(f"{path}/") for file in tracked):
+            problems.append(f"not in git: {path}")
+    return problems
+
+
+def _run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -1,0 +1,86 @@
+"""Check all of params.yaml before any work, so that a slip in the last stage costs nothing."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from toycircuits.config import InputError, Settings, at_key, experiment_tree, find_run
+
+STRUCTURE = ("scale", "experiments", "runs")
+
+
+class _Experiment(Settings):
+    slice: str
+
+
+def validate(params: Mapping[str, Any], scales: list[str] | None = None) -> None:
+    """Raise an `InputError` for the first thing that is wrong in `params`.
+
+    Every section of every experiment and run is checked at each of `scales` (all, if None), and
+    every model is built without memory (on torch's meta device).
+    """
+    _check_structure(params)
+    for scale in scales or [name for name in params if name not in STRUCTURE]:
+        at_scale = {**params, "scale": scale}
+        for name in params["experiments"]:
+            _check_experiment(at_scale, name)
+        for name in params["runs"]:
+            _check_run(at_scale, name)
+
+
+def _check_structure(params: Mapping[str, Any]) -> None:
+    for key in STRUCTURE:
+        if key not in params:
+            raise InputError(f"{key}: missing key")
+    for key in ("experiments", "runs"):
+        if not isinstance(params[key], dict) or not params[key]:
+            raise InputError(f"{key}: found {params[key]!r}; allowed is a mapping with entries")
+    for name, entry in params["experiments"].items():
+        _slice(_Experiment.parse(entry, f"experiments.{name}").slice, f"experiments.{name}.slice")
+
+
+def _check_experiment(params: Mapping[str, Any], name: str) -> None:
+    scale, tree = experiment_tree(params, name)
+    code = params["experiments"][name]["slice"]
+    for section, module, cls in (
+        ("data", "task", "DataSettings"),
+        ("measure", "metrics", "MeasureSettings"),
+        ("ablate", "ablations", "AblateSettings"),
+        ("render", "figures", "RenderSettings"),
+    ):
+        key = f"{scale}.{name}.{section}"
+        if section not in tree:
+            raise InputError(f"{key}: missing key")
+        settings_class = getattr(_slice(code, key, module), cls)
+        settings_class.parse(tree[section], key)
+
+
+def _check_run(params: Mapping[str, Any], name: str) -> None:
+    import torch
+
+    run = find_run(params, name)
+    experiments = params["experiments"]
+    if run.entry.experiment not in experiments:
+        allowed = ", ".join(experiments)
+        found = run.entry.experiment
+        raise InputError(f"runs.{name}.experiment: found {found!r}; allowed: {allowed}")
+    if run.entry.slice != (allowed := experiments[run.entry.experiment]["slice"]):
+        found = run.entry.slice
+        raise InputError(f"runs.{name}.slice: found {found!r}; allowed is {allowed!r}")
+    task = _slice(run.entry.slice, name, "task")
+    architecture = _slice(run.entry.slice, name, "model")
+    data = run.section("data", task.DataSettings)
+    run.section("train", task.TrainSettings)
+    for variant in run.variants:
+        settings = run.section("model", architecture.ModelSettings, variant)
+        with at_key(run.key), torch.device("meta"):
+            architecture.build(settings, data, torch.Generator(device="cpu"))
+
+
+def _slice(name: str, key: str, module: str = "task") -> Any:
+    try:
+        return importlib.import_module(f"toycircuits.experiments.{name}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith("toycircuits"):
+            raise
+        raise InputError(f"{key}: no slice {name!r} under toycircuits/experiments") from None
