@@ -1,0 +1,292 @@
+"""The pipeline as a whole: what dvc.yaml declares is what happens, and no more than needed runs."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC = ROOT / "src"
+PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+SLICES = sorted(path.parent.name for path in SRC.glob("toycircuits/experiments/*/task.py"))
+SLICE_FILES = ("task", "model", "metrics", "ablations", "figures")
+STAGES = {stage: f"stages/{stage}.py" for stage in ("generate", "train", "measure", "ablate")}
+STAGES |= {"render": "stages/render.py", "publish": "stages/publish.py"}
+
+# Settings under which every stage of an experiment runs in about a second.
+TINY: dict[str, dict[str, dict[str, Any]]] = {
+    "modular_subtraction": {
+        "data": {"modulus": 7},
+        "model": {"d_model": 8, "d_head": 4, "d_mlp": 16},
+        "train": {"length": 4, "log_every": 2, "checkpoint_every": 2},
+    },
+    "list_copy_10": {
+        "data": {"n_lists": 512, "n_sampled": 20},
+        "train": {"length": 2},
+        "ablate": {"mean_lists": 100},
+    },
+}
+
+
+def imported_files(path: Path, slice_name: str) -> set[Path]:
+    """The project's files that the code in `path` imports, at any depth of its functions.
+
+    Slices are imported by name; which of their modules is written at the place of the call.
+    """
+    text = path.read_text()
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    dynamic = re.findall(r'import_module\(f"[^"]*\.(\w+)"\)|slice_module\(\w+, "(\w+)"\)', text)
+    names |= {f"toycircuits.experiments.{slice_name}.{a or b}" for a, b in dynamic}
+    files = {SRC / f"{name.replace('.', '/')}.py" for name in names}
+    return {file for file in files if file.exists()}
+
+
+def closure(path: Path, slice_name: str) -> set[str]:
+    """Files, relative to the project, that running `path` imports; `path` is among them."""
+    found, todo = {path}, [path]
+    while todo:
+        new = imported_files(todo.pop(), slice_name) - found
+        found |= new
+        todo += new
+    return {str(file.relative_to(ROOT)) for file in found}
+
+
+def stages_of_dvc_yaml() -> dict[str, dict[str, Any]]:
+    """Each stage of dvc.yaml, its `foreach` body taken out."""
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+@pytest.mark.parametrize("slice_name", SLICES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_equal_the_import_closure(stage: str, slice_name: str) -> None:
+    deps = stages_of_dvc_yaml()[stage]["deps"]
+    declared = {dep.replace("${item.slice}", slice_name) for dep in deps if dep.endswith(".py")}
+    assert declared == closure(ROOT / STAGES[stage], slice_name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
+    declared = set(stages_of_dvc_yaml()[stage]["params"])
+    text = (ROOT / STAGES[stage]).read_text()
+    name = "${key}" if "experiment_tree" in text else "${item.experiment}"
+    sections = re.findall(r'(?:section\(|tree\.get\()"(\w+)"', text)
+    read = {f"${{scale}}.{name}.{section}" for section in sections}
+    if "find_run" in text:
+        read.add("runs.${key}" if stage != "publish" else "runs")
+    assert read
+    assert declared == read
+
+
+def test_every_stage_says_what_it_does_and_is_tested() -> None:
+    stages = stages_of_dvc_yaml()
+    assert set(stages) == set(STAGES)
+    assert all(stage["desc"] for stage in stages.values())
+
+
+@pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: path.name)
+def test_import_rule(path: Path) -> None:
+    """Slices import the core and themselves; the core no slice; `figures.py` no torch."""
+    parts = path.relative_to(SRC).parts
+    inside = parts[2] if parts[1] == "experiments" and len(parts) > 3 else None
+    assert not any(file.parent.parent.name == "experiments" for file in imported_files(path, "")
+                   if file.parent.name != inside)  # fmt: skip
+    if path.name == "__init__.py" and path.parent != SRC / "toycircuits":
+        assert path.read_text() == ""
+    if path.name in ("figures.py", "plotting.py"):
+        text = path.read_text()
+        assert not re.search(r"^\s*(import|from) (torch|transformer_lens)", text, re.MULTILINE)
+
+
+def test_importing_the_package_imports_none_of_its_modules() -> None:
+    code = (
+        "import sys, toycircuits; print([m for m in sys.modules if m.startswith('toycircuits.')])"
+    )
+    assert python(ROOT, "-c", code, PYTHONPATH=str(SRC)).strip() == "[]"
+
+
+def python(folder: Path, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Project:
+    """A copy of the project at tiny settings, in which real DVC runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("src", "stages", "dvc.yaml", ".dvcignore"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder / name)
+        params = json.loads(json.dumps(PARAMS)) | {"scale": "quick"}
+        for experiment in params["experiments"]:
+            for section, values in TINY[experiment].items():
+                params["quick"][experiment][section] |= values
+        self.write_params(params)
+        self.audit = folder.parent / "audit"
+        self.audit.mkdir()
+        (self.audit / "sitecustomize.py").write_text(AUDIT)
+        python(folder, "-m", "dvc", "init", "--no-scm", "--quiet")
+
+    def read_params(self) -> Any:
+        return YAML(typ="safe").load((self.folder / "params.yaml").read_text())
+
+    def write_params(self, params: Any) -> None:
+        with (self.folder / "params.yaml").open("w") as file:
+            YAML().dump(params, file)
+
+    def repro(self, *arguments: str) -> set[str]:
+        """Run `dvc repro`; names of the stages that ran."""
+        output = python(
+            self.folder,
+            *("-m", "dvc", "repro", *arguments),
+            PYTHONPATH=str(self.audit),
+            PYTHONDONTWRITEBYTECODE="1",
+            TOYCIRCUITS_AUDIT=str(self.audit),
+        )
+        return set(re.findall(r"^Running stage '([^']+)'", output, re.MULTILINE))
+
+    def opened(self, stage: str) -> tuple[set[str], set[str]]:
+        """Files of the project that a stage read and wrote when it ran last."""
+        log = json.loads((self.audit / f"{stage.replace('/', '_')}.json").read_text())
+        return set(log["read"]), set(log["written"])
+
+
+# Loaded by every Python that starts in the copy: notes which files of it a stage opens.
+AUDIT = """
+import atexit, json, os, sys
+stage, folder = os.environ.get("DVC_STAGE"), os.environ.get("TOYCIRCUITS_AUDIT")
+if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
+    root, read, written = os.getcwd() + os.sep, set(), set()
+
+    def hook(event, arguments):
+        if event == "open" and isinstance(arguments[0], str):
+            path = os.path.abspath(arguments[0])
+            if path.startswith(root):
+                flags = arguments[2] or 0
+                target = written if flags & (os.O_WRONLY | os.O_RDWR) else read
+                target.add(path[len(root):])
+
+    def save():
+        name = os.path.join(folder, stage.replace("/", "_") + ".json")
+        log = {"read": sorted(read), "written": sorted(written)}
+        with open(name, "w") as file:
+            json.dump(log, file)
+
+    sys.addaudithook(hook)
+    atexit.register(save)
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The copy, after one run of everything."""
+    copy = Project(tmp_path_factory.mktemp("pipeline") / "project")
+    ran = copy.repro()
+    experiments = {
+        f"{stage}@{name}" for stage in ("generate", "render") for name in PARAMS["experiments"]
+    }
+    runs = {
+        f"{stage}@{name}" for stage in ("train", "measure", "ablate") for name in PARAMS["runs"]
+    }
+    assert ran == experiments | runs | {"publish"}
+    return copy
+
+
+@pytest.mark.slow
+def test_nothing_runs_twice(project: Project) -> None:
+    assert project.repro() == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", PARAMS["experiments"])
+def test_every_experiment_leaves_tables_metrics_and_figures(
+    project: Project, experiment: str
+) -> None:
+    reports = project.folder / "reports" / experiment
+    for run in (name for name, run in PARAMS["runs"].items() if run["experiment"] == experiment):
+        tables = reports / "tables" / run
+        assert (tables / "training.csv").read_text().count("\n") > 1
+        assert (tables / "ablations.csv").read_text().count("\n") > 1
+        assert list((tables / "measure").glob("*.csv"))
+        assert json.loads((tables / "metrics.json").read_text())
+    drawn = {path.stem for path in (project.folder / f"artifacts/figures/{experiment}").iterdir()}
+    pictures = {path.stem for path in (reports / "figures").iterdir()}
+    assert drawn
+    assert pictures in (drawn, {"NOT_DRAWN"})
+
+
+@pytest.mark.slow
+def test_stages_open_the_files_that_they_declare(project: Project) -> None:
+    """At run time, too: no undeclared read or write, and no idle code dep."""
+    lock = YAML(typ="safe").load((project.folder / "dvc.lock").read_text())["stages"]
+    for name, stage in lock.items():
+        read, written = project.opened(name)
+        deps = {dep["path"] for dep in stage["deps"]}
+        outs = {out["path"] for out in stage["outs"]}
+        unknown = {
+            file for file in read if not under(file, deps | outs | {"params.yaml", ".resume"})
+        }
+        unknown = {file for file in unknown if not re.search(r"__init__\.py$|__pycache__", file)}
+        assert unknown == set(), name
+        assert {file for file in written if not under(file, outs | {".resume"})} == set(), name
+        assert {dep for dep in deps if dep.endswith(".py")} - read == set(), name
+
+
+def under(file: str, paths: set[str]) -> bool:
+    return any(file == path or file.startswith(f"{path}/") for path in paths)
+
+
+@pytest.mark.slow
+def test_an_edited_figure_reruns_only_the_rendering_of_its_slice(project: Project) -> None:
+    path = project.folder / "src/toycircuits/experiments/modular_arithmetic/figures.py"
+    text = path.read_text()
+    path.write_text(text.replace('title="Loss over training"', 'title="Loss while training"'))
+    assert path.read_text() != text
+    assert project.repro() == {"render@modular_subtraction"}
+    path.write_text(text)
+    assert project.repro() <= {"render@modular_subtraction"}
+
+
+@pytest.mark.slow
+def test_a_changed_hyperparameter_reruns_only_what_depends_on_it(project: Project) -> None:
+    params = project.read_params()
+    params["quick"]["modular_subtraction"]["train"]["weight_decay"] = 0.125
+    project.write_params(params)
+    ran = project.repro()
+    name = "modular_subtraction"
+    own = {f"{stage}@{name}" for stage in ("train", "measure", "ablate", "render")}
+    assert ran == own | {"publish"}
+
+
+@pytest.mark.slow
+def test_stages_import_the_code_of_their_own_tree(project: Project) -> None:
+    """Not that of an installed package: DVC's temporary experiments run in another folder."""
+    read, _ = project.opened("render@modular_subtraction")
+    assert "src/toycircuits/plotting.py" in read
