@@ -35,13 +35,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from None
     if metadata is None:
         raise InputError(f"{path}: no metadata of toycircuits in this safetensors file")
-    return tensors, json.loads(metadata)
+    return tensors, metadata
 
 
 @dataclass(frozen=True)

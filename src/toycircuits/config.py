@@ -73,7 +73,9 @@ def _one_line(error: ValidationError, key: str, cls: type[BaseModel]) -> str:
     found = found if len(found) <= 80 else found[:77] + "..."
     match first["type"]:
         case "extra_forbidden":
-            text = f"unknown key; allowed beside it: {', '.join(cls.model_fields)}"
+            top = len(first["loc"]) == 1
+            text = "unknown key"
+            text += f"; allowed beside it: {', '.join(cls.model_fields)}" if top else ""
         case "missing":
             text = "missing key"
         case "value_error":
@@ -127,9 +129,11 @@ class Run:
         key = f"{self.key}.{name}"
         values = _mapping(_get(self.tree, name, key), key)
         own = getattr(self.entry, name, {})
-        if name == "model":
-            own = own | self.entry.variants.get(variant, {})
-        return cls.parse(values | own, f"{key} with runs.{self.name}.{name}" if own else key)
+        key = f"{key} with runs.{self.name}.{name}" if own else key
+        if name == "model" and variant:
+            own = own | self.entry.variants[variant]
+            key = f"{key} with runs.{self.name}.variants.{variant}"
+        return cls.parse(values | own, key)
 
 
 def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
@@ -138,7 +142,7 @@ def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
         values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return _mapping(values, str(path))
 
@@ -147,7 +151,7 @@ def find_run(params: Mapping[str, Any], name: str) -> Run:
     """The run called `name`, at the scale that `params` chooses."""
     runs = _mapping(_get(params, "runs", "runs"), "runs")
     if name not in runs:
-        raise InputError(f"runs.{name}: no such run; there are: {', '.join(runs)}")
+        raise InputError(f"runs.{name}: no such run; there are: {', '.join(map(str, runs))}")
     entry = RunEntry.parse(runs[name], f"runs.{name}")
     scale, tree = experiment_tree(params, entry.experiment)
     return Run(name, scale, entry, tree)
@@ -161,7 +165,9 @@ def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, di
     key = f"{scale}.{experiment}"
     tree = _mapping(_get(params[scale], experiment, key), key)
     if unknown := set(tree) - set(SECTIONS):
-        raise InputError(f"{key}.{min(unknown)}: unknown key; allowed: {', '.join(SECTIONS)}")
+        raise InputError(
+            f"{key}.{min(map(str, unknown))}: unknown key; allowed: {', '.join(SECTIONS)}"
+        )
     return scale, tree
 
 

@@ -30,7 +30,7 @@ TEMPLATE = go.layout.Template(
         title={"x": 0.01, "xanchor": "left", "font": {"size": 16}},
         paper_bgcolor="white",
         plot_bgcolor="white",
-        margin={"l": 76, "r": 24, "t": 56, "b": 64},
+        margin={"l": 76, "r": 24, "t": 56, "b": 76},
         xaxis=AXIS,
         yaxis=AXIS,
         colorscale={"sequential": SEQUENTIAL, "diverging": DIVERGING},
@@ -52,21 +52,17 @@ def write_figures(figures: Mapping[str, go.Figure], json_folder: Path, png_folde
         folder.mkdir(parents=True)
     for name, figure in figures.items():
         figure.write_json(json_folder / f"{name}.json")
-    sized = [_sized(figure) for figure in figures.values()]
+    drawn = list(figures.values())
+    # Given one by one: plotly's batch writer does not look at the layouts.
+    width = [figure.layout.width or WIDTH for figure in drawn]
+    height = [figure.layout.height or HEIGHT for figure in drawn]
     paths = [png_folder / f"{name}.png" for name in figures]
     try:
         # One batch: starting Chrome costs as much as drawing dozens of figures.
-        pio.write_images(sized, paths, scale=SCALE)
+        pio.write_images(drawn, paths, width=width, height=height, scale=SCALE)
     except Exception as error:  # Kaleido's and Chrome's failures share no narrower class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         note = f"pictures not drawn: {reason}"
         (png_folder / "NOT_DRAWN.txt").write_text(note + "\n")
         hint = "install Chrome or Chromium, then `dvc repro --force` this stage"
         print(f"warning: {note}; {hint}; tables and interactive figures are safe", file=sys.stderr)
-
-
-def _sized(figure: go.Figure) -> go.Figure:
-    layout = figure.layout
-    return go.Figure(figure).update_layout(
-        width=layout.width or WIDTH, height=layout.height or HEIGHT
-    )

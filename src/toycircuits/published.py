@@ -56,9 +56,9 @@ def load_run(name: str, member: str | None = None, root: Path | str | None = Non
         InputError: there is no such run, or no such model in it.
 
     >>> run = load_run("list_copy_10")
-    >>> logits, cache = run.model.run_with_cache(run.data["tokens"][:1])
+    >>> logits, cache = run.model.run_with_cache(run.data["all_inputs"][:1])
     >>> cache["blocks.0.attn.hook_pattern"].shape
-    torch.Size([1, 1, 4, 4])
+    torch.Size([1, 1, 5, 5])
     """
     path = find_root() if root is None else find_root(Path(root))
     file = path / weights_file(name)

@@ -1,0 +1,57 @@
+"""The attention-only transformers that copy a list through one separator token."""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from toycircuits.config import Settings
+from toycircuits.experiments.list_copy.task import DataSettings
+from toycircuits.transformer import Transformer, TransformerSettings
+
+# What each layout's queries may attend to. Rows: query, columns: key.
+MASKS = {
+    # Causal, but outputs do not see the numbers: all they learn of the list comes through SEP.
+    "next_token": (
+        # d1 d2 SEP o1 o2
+        "1....",  # d1
+        "11...",  # d2
+        "111..",  # SEP
+        "..11.",  # o1
+        "..111",  # o2
+    ),
+}
+
+
+class ModelSettings(Settings):
+    """Size of the model and what of it is frozen.
+
+    Attributes:
+        freeze_W_V, freeze_W_O: keep the matrix at the identity; both need d_head = d_model.
+    """
+
+    n_layers: int = Field(ge=1, le=64)
+    n_heads: int = Field(ge=1, le=256)
+    d_model: int = Field(ge=1, le=65536)
+    d_head: int = Field(ge=1, le=65536)
+    normalization: Literal["LN"] | None
+    use_bias: bool
+    freeze_W_V: bool
+    freeze_W_O: bool
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.freeze_W_V or self.freeze_W_O) and self.d_head != self.d_model:
+            raise ValueError(
+                f"d_head: found {self.d_head}; "
+                f"allowed with a frozen W_V or W_O is d_model, {self.d_model}"
+            )
+        return self
+
+
+def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:
+    """The model with initial weights drawn from `generator`; its vocabulary: numbers and SEP."""
+    from_task = {"d_vocab": data.n_symbols + 1, "d_vocab_out": data.n_symbols + 1}
+    attention_only = {"d_mlp": None, "act_fn": None, "mask": MASKS[data.layout]}
+    shape = settings.model_dump() | from_task | attention_only
+    return Transformer(TransformerSettings.parse(shape, "model"), generator)

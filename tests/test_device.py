@@ -1,0 +1,39 @@
+"""The device is found, or its absence said in one line."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from toycircuits.config import InputError
+from toycircuits.device import prepare
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """`prepare` changes the whole process; the other tests must not see it."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(strict)
+
+
+def test_auto_is_cuda_where_there_is_one() -> None:
+    assert prepare("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_the_work_is_reproducible() -> None:
+    torch.set_num_threads(2)
+    assert prepare("cpu") == torch.device("cpu")
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.tensor(1e-300, dtype=torch.float64) * 1e-10 == 0  # a denormal
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
+def test_an_absent_device_is_named(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(name)
+    assert str(caught.value).startswith(f"--device: found {name!r}: ")
+    assert "\n" not in str(caught.value)

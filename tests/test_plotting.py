@@ -1,0 +1,103 @@
+"""A picture that cannot be drawn never loses a number, and the same figure is the same bytes."""
+
+import base64
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io as pio
+import pytest
+
+from toycircuits.plotting import HEIGHT, SCALE, WIDTH, write_figures
+
+CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+HAS_CHROME = bool(os.environ.get("BROWSER_PATH")) or any(map(shutil.which, CHROMES))
+
+
+def some_figures() -> dict[str, go.Figure]:
+    x = np.linspace(0, 1, 5)
+    small = go.Figure(go.Heatmap(z=np.outer(x, x))).update_layout(width=200, height=100)
+    return {"line": go.Figure(go.Scatter(x=x, y=x**2)), "small": small}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "some" / "json", tmp_path / "other" / "png"
+
+
+@pytest.fixture
+def no_chrome(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("\nKaleido requires Google Chrome\nto be installed, and much advice")
+
+    monkeypatch.setattr(pio, "write_images", fail)
+
+
+@pytest.mark.usefixtures("no_chrome")
+def test_without_chrome_the_numbers_are_safe(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_figures(some_figures(), *folders)
+    written = content(folders[0])
+    assert set(written) == {"line.json", "small.json"}
+    assert json.loads(written["line.json"])["data"][0]["type"] == "scatter"
+    note = b"pictures not drawn: Kaleido requires Google Chrome\n"
+    assert content(folders[1]) == {"NOT_DRAWN.txt": note}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("warning: pictures not drawn: Kaleido requires Google Chrome; install")
+
+
+@pytest.mark.usefixtures("no_chrome")
+def test_the_same_figures_are_the_same_bytes_and_keep_their_numbers(
+    folders: tuple[Path, Path],
+) -> None:
+    write_figures(some_figures(), *folders)
+    first = content(folders[0])
+    write_figures(some_figures(), *folders)
+    assert content(folders[0]) == first
+    stored = json.loads(first["line.json"])["data"][0]["y"]
+    y = np.frombuffer(base64.b64decode(stored["bdata"]), stored["dtype"])
+    assert np.array_equal(y, np.linspace(0, 1, 5) ** 2)
+
+
+@pytest.mark.usefixtures("no_chrome")
+def test_nothing_of_an_earlier_drawing_is_left(folders: tuple[Path, Path]) -> None:
+    write_figures(some_figures(), *folders)
+    (folders[1] / "old.png").touch()
+    write_figures({"new": go.Figure()}, *folders)
+    assert set(content(folders[0])) == {"new.json"}
+    assert set(content(folders[1])) == {"NOT_DRAWN.txt"}
+
+
+@pytest.mark.usefixtures("no_chrome")
+def test_the_figures_handed_in_are_not_changed(folders: tuple[Path, Path]) -> None:
+    figures = some_figures()
+    write_figures(figures, *folders)
+    assert figures["line"].layout.width is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_CHROME, reason="Chrome draws the pictures, and there is none here")
+def test_pictures_are_drawn_at_their_size_and_the_same_twice(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_figures(some_figures(), *folders)
+    first = content(folders[1])
+    assert set(first) == {"line.png", "small.png"}, capsys.readouterr().err
+    for name, size in (("line", (WIDTH, HEIGHT)), ("small", (200, 100))):
+        picture = first[f"{name}.png"]
+        assert picture.startswith(b"\x89PNG\r\n")
+        width, height = struct.unpack(">II", picture[16:24])
+        assert (width, height) == (SCALE * size[0], SCALE * size[1])
+    write_figures(some_figures(), *folders)
+    assert content(folders[1]) == first
