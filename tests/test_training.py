@@ -327,6 +327,7 @@ def test_an_epoch_has_every_row_once_but_those_dropped(drop_last: bool, sizes: l
     batches = [stream.next() for _ in sizes]
     assert stream.per_epoch == len(sizes)
     assert [len(batch["x"]) for batch in batches] == sizes
+    assert len(stream.next()["x"]) == 4  # the next epoch's first
     rows = torch.cat([batch["y"] for batch in batches])
     assert len(set(rows.tolist()) & set(data["y"].tolist())) == len(rows)
     target = torch.tensor([1.0, -2.0, 3.0])

@@ -33,6 +33,11 @@ def tables(experiment: str) -> Path:
     return REPORTS / experiment / "tables"
 
 
+def summary(experiment: str) -> Path:
+    """Folder of the tables that compare runs, variants and seeds."""
+    return REPORTS / experiment / "summary"
+
+
 def weights_file(run: str) -> Path:
     """The published final weights of a run."""
     return REPORTS / "weights" / f"{run}.safetensors"

@@ -273,6 +273,15 @@ def probes(table: pd.DataFrame) -> go.Figure:
     return figure.update_yaxes(range=[0, 1.05])
 
 
+def compare(
+    tables: Mapping[str, pd.DataFrame], settings: RenderSettings
+) -> dict[str, pd.DataFrame]:
+    """Final loss and accuracy of every model."""
+    index = ["run", "variant", "seed"]
+    training = tables["training"].fillna({"variant": ""})
+    return {"models": training.groupby(index).last().reset_index()}
+
+
 def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
     """All figures, by name."""
     training, ablations, patterns = (tables[k] for k in ("training", "ablations", "patterns"))

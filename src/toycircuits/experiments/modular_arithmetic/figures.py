@@ -394,6 +394,18 @@ def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
     return figure.update_layout(title=title, showlegend=False, height=160 + 22 * len(table))
 
 
+def compare(
+    tables: Mapping[str, pd.DataFrame], settings: RenderSettings
+) -> dict[str, pd.DataFrame]:
+    """Which models grokked, when their phases ended, and their final losses."""
+    index = ["run", "variant", "seed"]
+    labelled = {name: table.fillna({"variant": ""}) for name, table in tables.items()}
+    phases = labelled["phases"].pivot(index=index, columns="phase", values="step")
+    final = labelled["progress"].groupby(index).last()
+    losses = ["train_loss", "test_loss", "restricted_loss", "excluded_loss", "residual"]
+    return {"models": final[losses].join(phases).reset_index()}
+
+
 def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
     """All figures. Curves show every model; pictures of weights show the first.
 
