@@ -1,4 +1,4 @@
-"""Publish the final weights of every run: one small file a run, kept in git."""
+"""Publish the final weights of the runs that say so: one small file a run, kept in git."""
 
 import sys
 from pathlib import Path
@@ -20,6 +20,8 @@ def main() -> None:
         params = config.read_params()
         for name in params.get("runs", {}):
             run = config.find_run(params, name)
+            if not run.entry.publish:
+                continue
             tensors: dict[str, Tensor] = {}
             members: dict[str, dict[str, object]] = {}
             folder = layout.trajectories(run.entry.experiment, name)

@@ -192,7 +192,7 @@ def test_scale_chooses_the_tree() -> None:
             "runs/changed/modle",
             {},
             "runs.changed.modle: unknown key; "
-            "allowed beside it: experiment, slice, model, train, variants",
+            "allowed beside it: experiment, slice, model, train, variants, publish",
         ),
         (
             "runs/changed/variants/deep",

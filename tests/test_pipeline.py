@@ -30,7 +30,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     },
     "list_copy_10": {
         "data": {"n_lists": 512, "n_sampled": 20},
-        "train": {"length": 2},
+        "train": {"length": 30, "checkpoint_every": 10},
         "ablate": {"mean_lists": 100},
     },
 }

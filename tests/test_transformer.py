@@ -432,3 +432,20 @@ def test_shapes_in_signatures_are_checked(make_model: MakeModel) -> None:
         model(torch.zeros(3, dtype=torch.long))  # no batch
     with pytest.raises(jaxtyping.TypeCheckError, match="tokens"):
         _spread(torch.zeros(7, 2, 4), torch.zeros(5, 3, dtype=torch.long))  # 2 positions, then 3
+
+
+def test_a_frozen_weight_is_not_loaded_with_other_values(
+    make_model: Callable[..., Transformer],
+) -> None:
+    model = make_model(d_model=3, d_head=3, freeze_W_O=True)
+    state = model.state_dict()
+    model.load_state_dict(state)
+    state["blocks.0.attn.W_O"] = state["blocks.0.attn.W_O"] * 2
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn\.W_O: this model freezes it"):
+        model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("read", [(), (-1,), (0, 3)])
+def test_positions_that_are_not_there_cannot_be_read(read: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"allowed are positions 0 to 2"):
+        rows_needed([[True] * 3] * 3, read, n_layers=1)

@@ -96,6 +96,7 @@ class RunEntry(Settings):
         slice: folder of the experiment's code under `toycircuits/experiments/`.
         model, train: values laid over the experiment's own sections.
         variants: name -> further values for `model`; all variants train in the run's one stage.
+        publish: whether git carries the final weights.
     """
 
     experiment: str
@@ -103,6 +104,7 @@ class RunEntry(Settings):
     model: dict[str, Any] = {}
     train: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = {}
+    publish: bool = True
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def ablated(
         means: mean activations, from `mean_activations`, for the ablations with method "mean".
 
     Raises:
-        KeyError: a hook point or parameter is not in the model, or a mean is not given.
+        KeyError: a hook point or parameter is not in the model, a parameter is frozen, or a mean is
+            not given.
     """
     hooks = []
     with ExitStack() as stack:
@@ -94,6 +95,8 @@ def ablated(
 @contextmanager
 def _zeroed(model: HookedRootModule, ablation: Ablation) -> Iterator[None]:
     parameter = dict(model.named_parameters())[ablation.name]
+    if not parameter.requires_grad:
+        raise KeyError(f"{ablation.name!r} is frozen; the model does not read it")
     index = slice(None) if ablation.head is None else ablation.head
     before = parameter.detach().clone()
     try:

@@ -110,6 +110,8 @@ def rows_needed(
     """
     layers: list[LayerRows] = []
     queries = tuple(sorted(set(read)))
+    if not queries or queries[0] < 0 or queries[-1] >= len(allowed):
+        raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {len(allowed) - 1}")
     for _ in range(n_layers):
         keys = tuple(key for key in range(len(allowed)) if any(allowed[q][key] for q in queries))
         inputs = tuple(sorted({*queries, *keys}))
@@ -318,7 +320,7 @@ class Transformer(HookedRootModule):
         self.unembed = Unembed(settings)
         self._init_weights(generator)
         self._freeze()
-        self.register_load_state_dict_pre_hook(_drop_mask_buffers)
+        self.register_load_state_dict_pre_hook(_fit_state)
         self.setup()
 
     def _init_weights(self, generator: torch.Generator) -> None:
@@ -378,7 +380,13 @@ def _as_it_is(x: Tensor, positions: tuple[int, ...]) -> Tensor:
     return x
 
 
-def _drop_mask_buffers(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    """`HookedTransformer` saved its causal mask among the weights; ours is part of the settings."""
+def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Drop the causal mask that `HookedTransformer` saved; refuse what the model cannot hold.
+
+    A frozen weight is never read, so that another value in its place would be ignored silently.
+    """
     for key in [key for key in state if key.endswith(("attn.mask", "attn.IGNORE"))]:
         del state[key]
+    for key, own in module.named_parameters():
+        if not own.requires_grad and key in state and not torch.equal(state[key].to(own), own):
+            raise RuntimeError(f"{key}: this model freezes it, and the values to load are others")

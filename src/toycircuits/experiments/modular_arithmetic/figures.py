@@ -411,7 +411,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[s
 
     Where no frequency is key, the two figures about key frequencies alone are left out.
     """
-    one = {name: first_model(table) for name, table in tables.items()}
+    one = {name: first_model(table) for name, table in tables.items() if "seed" in table}
     frequencies = one["logit_frequencies"]
     key = frequencies.loc[frequencies["key"], "frequency"].tolist()
     p = len(one["fourier_basis"])
