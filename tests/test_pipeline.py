@@ -186,11 +186,11 @@ if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
     root, read, written = os.getcwd() + os.sep, set(), set()
 
     def hook(event, arguments):
-        if event == "open" and isinstance(arguments[0], str):
+        # os.open gives no mode: it is how folders are walked, with names relative to a folder.
+        if event == "open" and isinstance(arguments[0], str) and arguments[1] is not None:
             path = os.path.abspath(arguments[0])
             if path.startswith(root):
-                flags = arguments[2] or 0
-                target = written if flags & (os.O_WRONLY | os.O_RDWR) else read
+                target = written if set("wax+") & set(arguments[1]) else read
                 target.add(path[len(root):])
 
     def save():

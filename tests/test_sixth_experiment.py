@@ -1,0 +1,66 @@
+"""A sixth experiment takes one folder and a params section; dvc.yaml stays as it is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = {
+    "data": {"n_tokens": 7, "seed": 0},
+    "model": {"d_model": 8},
+    "train": {
+        **{"optimizer": "AdamW", "lr": 0.01, "betas": [0.9, 0.999], "weight_decay": 0.0},
+        **{"batch_size": None, "unit": "step", "length": 150, "log_every": 50},
+        **{"checkpoint_every": 50, "schedule": None, "clip_grad_norm": None, "stop": None},
+        **{"weight_seeds": [0], "batch_seeds": None},
+    },
+    **{"measure": {}, "ablate": {}, "render": {}},
+}
+
+
+def run(folder: Path, *arguments: str) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_new_slice_runs_end_to_end(tmp_path: Path) -> None:
+    for name in ("src", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    slice_folder = tmp_path / "src/toycircuits/experiments/say_again"
+    shutil.copytree(ROOT / "tests/toy_slice", slice_folder)
+    (slice_folder / "__init__.py").touch()
+    params = {
+        "scale": "quick",
+        "experiments": {"sixth": {"slice": "say_again"}},
+        "runs": {"sixth_run": {"experiment": "sixth", "slice": "say_again"}},
+        "quick": {"sixth": SECTIONS},
+    }
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(params, file)
+    run(tmp_path, "-m", "dvc", "init", "--no-scm", "--quiet")
+    run(tmp_path, "-c", "from toycircuits.cli import app; app()", "reproduce")
+    tables = tmp_path / "reports/sixth/tables/sixth_run"
+    last = (tables / "training.csv").read_text().splitlines()[-1]
+    assert last.endswith(",1")  # it has learned to say every token again
+    ablated = (tables / "ablations.csv").read_text().splitlines()[-1]
+    assert float(ablated.rsplit(",", 1)[1]) < 0.5
+    assert "final_norm" in json.loads((tables / "metrics.json").read_text())["seed0"]
+    assert (tmp_path / "artifacts/figures/sixth/accuracy.json").exists()
+    assert (tmp_path / "reports/weights/sixth_run.safetensors").exists()

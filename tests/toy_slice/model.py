@@ -1,0 +1,25 @@
+"""One attention layer."""
+
+from typing import Any
+
+import torch
+
+from toycircuits.config import Settings
+from toycircuits.transformer import Transformer, TransformerSettings
+
+
+class ModelSettings(Settings):
+    """Its width."""
+
+    d_model: int
+
+
+def build(settings: ModelSettings, data: Any, generator: torch.Generator) -> Transformer:
+    """The model with its initial weights."""
+    shape = {
+        **{"n_layers": 1, "n_heads": 1, "d_model": settings.d_model, "d_head": settings.d_model},
+        **{"d_mlp": None, "act_fn": None, "normalization": None, "use_bias": False},
+        **{"freeze_W_V": False, "freeze_W_O": False, "mask": ("1.", "1.")},
+        **{"d_vocab": data.n_tokens, "d_vocab_out": data.n_tokens},
+    }
+    return Transformer(TransformerSettings.parse(shape, "model"), generator)

@@ -1,0 +1,47 @@
+"""A sixth experiment, as small as they come: say the first token again at the second position."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toycircuits.config import Settings
+from toycircuits.training import BatchStream, TrainSettings, full_batch
+
+__all__ = ["DataSettings", "TrainSettings", "batches", "evaluate", "generate", "loss"]
+
+
+class DataSettings(Settings):
+    """How many tokens there are."""
+
+    n_tokens: int
+    seed: int
+
+
+def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
+    """Every token, followed by token 0; tokens [n_tokens, 2]."""
+    first = torch.randperm(settings.n_tokens, generator=generator)
+    return {"tokens": torch.stack([first, torch.zeros_like(first)], 1)}
+
+
+def batches(
+    data: Mapping[str, Tensor],
+    settings: DataSettings,
+    train: TrainSettings,
+    generator: torch.Generator,
+) -> BatchStream:
+    """All of it, at every step."""
+    return full_batch(dict(data))
+
+
+def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy at the second position."""
+    return F.cross_entropy(model(batch["tokens"], read=(1,))[:, 0], batch["tokens"][:, 0])
+
+
+def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of tokens said again."""
+    logits = model(data["tokens"], read=(1,))[:, 0]
+    return {"accuracy": (logits.argmax(-1) == data["tokens"][:, 0]).double().mean().item()}
