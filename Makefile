@@ -37,4 +37,4 @@ chrome:
 	|| echo "note: no Chrome or Chromium found; everything but the PNG pictures will run"
 
 clean:
-	rm -rf $(VENV) .resume .worktrees .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .resume .mypy_cache .pytest_cache .ruff_cache

@@ -29,10 +29,11 @@ def main(run_name: str, device: Device = "auto") -> None:
         place = prepare(device)
         experiment = run.entry.experiment
         data = load_data(layout.data_file(experiment), place)
-        tables = [
-            member.label(ablations.ablate(member.model, data, member.data_settings, settings))
-            for member in load_members(layout.trajectories(experiment, run_name), place)
-        ]
+        with config.at_key(run.key):
+            tables = [
+                member.label(ablations.ablate(member.model, data, member.data_settings, settings))
+                for member in load_members(layout.trajectories(experiment, run_name), place)
+            ]
         path = layout.tables(experiment) / run_name / "ablations.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.concat(tables).to_csv(path, index=False, float_format=layout.FLOAT_FORMAT)

@@ -14,9 +14,9 @@ from toycircuits import config, layout
 def main(experiment: str, slice_name: str) -> None:
     """Write the tensors of EXPERIMENT, whose code is the slice SLICE_NAME."""
     with config.exit_on_bad_input():
-        scale, tree = config.experiment_tree(config.read_params(), experiment)
         task = importlib.import_module(f"toycircuits.experiments.{slice_name}.task")
-        settings = task.DataSettings.parse(tree.get("data", {}), f"{scale}.{experiment}.data")
+        params = config.read_params()
+        settings = config.read_section(params, experiment, "data", task.DataSettings)
 
         import torch
 

@@ -34,9 +34,10 @@ def main(run_name: str, device: Device = "auto") -> None:
         parts = defaultdict(list)
         values = {}
         for member in load_members(layout.trajectories(experiment, run_name), place):
-            tables, values[member.name] = metrics.measure(
-                member.model, member.states(), data, member.data_settings, settings
-            )
+            with config.at_key(run.key):
+                tables, values[member.name] = metrics.measure(
+                    member.model, member.states(), data, member.data_settings, settings
+                )
             for name, table in tables.items():
                 parts[name].append(member.label(table))
         folder = layout.tables(experiment) / run_name
@@ -44,7 +45,7 @@ def main(run_name: str, device: Device = "auto") -> None:
         for name, tables in parts.items():
             path = folder / "measure" / f"{name}.csv"
             pd.concat(tables).to_csv(path, index=False, float_format=layout.FLOAT_FORMAT)
-        text = json.dumps(values, indent=1, allow_nan=True)
+        text = json.dumps(values, indent=1).replace("NaN", "null")
         (folder / "metrics.json").write_text(text + "\n")
 
 

@@ -25,7 +25,7 @@ def main() -> None:
             tensors: dict[str, Tensor] = {}
             members: dict[str, dict[str, object]] = {}
             folder = layout.trajectories(run.entry.experiment, name)
-            for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+            for path in sorted(path for path in folder.glob("*") if path.is_dir()):
                 state, members[path.name] = Trajectory(path).load()
                 tensors |= {f"{path.name}/{key}": value for key, value in state.items()}
             write_tensors(layout.weights_file(name), tensors, {"members": members})

@@ -20,10 +20,9 @@ from toycircuits import config, layout
 def main(experiment: str, slice_name: str) -> None:
     """Draw EXPERIMENT, whose code is the slice SLICE_NAME."""
     with config.exit_on_bad_input():
-        scale, tree = config.experiment_tree(config.read_params(), experiment)
         figures = importlib.import_module(f"toycircuits.experiments.{slice_name}.figures")
-        key = f"{scale}.{experiment}.render"
-        settings = figures.RenderSettings.parse(tree.get("render", {}), key)
+        params = config.read_params()
+        settings = config.read_section(params, experiment, "render", figures.RenderSettings)
 
         import pandas as pd
 
@@ -54,6 +53,7 @@ def metrics_table(folder: Path) -> "pd.DataFrame":
         for path in sorted(folder.glob("*/metrics.json"))
         for model, values in json.loads(path.read_text()).items()
         for name, value in values.items()
+        if not isinstance(value, list)  # such as the key frequencies: the column is of numbers
     ]
     return pd.DataFrame(rows)
 

@@ -57,7 +57,7 @@ def train_run(run: config.Run, device: str) -> None:
         weights = torch.Generator().manual_seed(weight_seed)
         with config.at_key(run.key):
             model = architecture.build(models[variant], data_settings, weights).to(place)
-        order = torch.Generator().manual_seed(batch_seed or 0)
+        order = weights if batch_seed is None else torch.Generator().manual_seed(batch_seed)
         objective = Objective(
             stream=task.batches(data, data_settings, settings, order),
             loss=task.loss,

@@ -181,9 +181,9 @@ def test_scale_chooses_the_tree() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("scale", None, "scale: found None; allowed is the name of a tree of settings"),
-        ("scale", "qiuck", "scale: found 'qiuck'; allowed is the name of a tree of settings"),
-        ("scale", ["quick"], "scale: found ['quick']; allowed is the name of a tree of settings"),
+        ("scale", None, "scale: found None; allowed: quick, paper"),
+        ("scale", "qiuck", "scale: found 'qiuck'; allowed: quick, paper"),
+        ("scale", ["quick"], "scale: found ['quick']; allowed: quick, paper"),
         ("runs", None, "runs: found None; allowed is a mapping of keys to values"),
         ("runs", {"a": {}, 1: {}}, "runs.changed: no such run; there are: a, 1"),
         ("runs/changed", [], "runs.changed: found []; input should be an object"),

@@ -33,7 +33,19 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"length": 30, "checkpoint_every": 10},
         "ablate": {"mean_lists": 100},
     },
+    "linear_regression": {
+        "data": {"d": 2, "n_examples": 5, "n_validation": 20},
+        "model": {"draw_first": 16},
+        "train": {"batch_size": 16, "length": 60, "log_every": 30, "checkpoint_every": 10},
+        "measure": {
+            **{"qk_steps": [0, 10, 60], "sequences": 20},
+            "lengths": {"first": 1, "last": 6, "step": 5},
+        },
+        "ablate": {"sequences": 20},
+    },
 }
+# A slice may have an architecture of its own; dvc.yaml cannot say which slices have.
+OPTIONAL = {"src/toycircuits/transformer.py"}
 
 
 def imported_files(path: Path, slice_name: str) -> set[Path]:
@@ -75,15 +87,16 @@ def stages_of_dvc_yaml() -> dict[str, dict[str, Any]]:
 def test_code_deps_equal_the_import_closure(stage: str, slice_name: str) -> None:
     deps = stages_of_dvc_yaml()[stage]["deps"]
     declared = {dep.replace("${item.slice}", slice_name) for dep in deps if dep.endswith(".py")}
-    assert declared == closure(ROOT / STAGES[stage], slice_name)
+    needed = closure(ROOT / STAGES[stage], slice_name)
+    assert declared in (needed, needed | OPTIONAL)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     declared = set(stages_of_dvc_yaml()[stage]["params"])
     text = (ROOT / STAGES[stage]).read_text()
-    name = "${key}" if "experiment_tree" in text else "${item.experiment}"
-    sections = re.findall(r'(?:section\(|tree\.get\()"(\w+)"', text)
+    name = "${key}" if "read_section" in text else "${item.experiment}"
+    sections = re.findall(r'section\((?:params, experiment, )?"(\w+)"', text)
     read = {f"${{scale}}.{name}.{section}" for section in sections}
     if "find_run" in text:
         read.add("runs.${key}" if stage != "publish" else "runs")
@@ -256,7 +269,7 @@ def test_stages_open_the_files_that_they_declare(project: Project) -> None:
         unknown = {file for file in unknown if not re.search(r"__init__\.py$|__pycache__", file)}
         assert unknown == set(), name
         assert {file for file in written if not under(file, outs | {".resume"})} == set(), name
-        assert {dep for dep in deps if dep.endswith(".py")} - read == set(), name
+        assert {dep for dep in deps if dep.endswith(".py")} - read <= OPTIONAL, name
 
 
 def under(file: str, paths: set[str]) -> bool:

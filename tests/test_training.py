@@ -250,13 +250,12 @@ def test_early_stop_names_an_unknown_metric(tmp_path: Path) -> None:
         ({"optimizer": "Adam"}, "weight_decay: found 0.5; Adam takes 0 only, AdamW decays"),
         ({"optimizer": "SGD"}, "train.optimizer: found \"SGD\"; input should be 'Adam' or 'AdamW'"),
         ({"lr": 0}, "train.lr: found 0; input should be greater than 0"),
-        ({"batch_size": 4}, "batch_size and batch_seeds: both or neither are null"),
-        ({"batch_seeds": [1]}, "batch_size and batch_seeds: both or neither are null"),
+        ({"batch_seeds": [1]}, "batch_seeds: found (1,); the full batch takes null only"),
         (
             {"batch_size": 4, "batch_seeds": [1, 2]},
             "batch_seeds: found 2 seeds; allowed are as many as weight_seeds, 1",
         ),
-        ({"weight_seeds": [3, 3]}, "weight_seeds: the same model twice"),
+        ({"weight_seeds": [3, 3]}, "weight_seeds: found (3, 3); each is allowed once"),
         ({"weight_seeds": [-1]}, "allowed are numbers from 0 below 2**63"),
         ({"weight_seeds": [2**63]}, "allowed are numbers from 0 below 2**63"),
         ({"weight_seeds": []}, "train.weight_seeds: found []; "),
@@ -278,8 +277,8 @@ def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
 
 def test_members_pair_the_seeds() -> None:
     assert settings(weight_seeds=[5, 6]).members == [(5, None), (6, None)]
-    paired = settings(weight_seeds=[5, 5], batch_size=4, batch_seeds=[1, 2])
-    assert paired.members == [(5, 1), (5, 2)]
+    paired = settings(weight_seeds=[5, 6], batch_size=4, batch_seeds=[2, 2])
+    assert paired.members == [(5, 2), (6, 2)]
 
 
 # --- batches ---

@@ -24,6 +24,7 @@ def check() -> None:
     with config.exit_on_bad_input():
         from toycircuits.validation import validate
 
+        go_to_project()
         validate(config.read_params())
         typer.echo("params.yaml: every setting of every scale is valid")
 
@@ -36,15 +37,15 @@ def reproduce(
     with config.exit_on_bad_input():
         from toycircuits.validation import validate
 
+        go_to_project()
         params = config.read_params()
         validate(params, [params.get("scale", "")])
-        environment = os.environ | {"PATH": os.pathsep.join([_bin(), os.environ.get("PATH", "")])}
         command = [sys.executable, "-m", "dvc", "repro", *(targets or [])]
-        code = subprocess.run(command, env=environment, check=False).returncode
+        code = subprocess.run(command, check=False).returncode
         if code:
             raise typer.Exit(code)
         for name in params["experiments"]:
-            typer.echo(f"{name}: reports/{name}/figures (png), reports/{name}/tables (csv, json)")
+            typer.echo(f"{name}: reports/{name}/figures, summary and tables")
 
 
 @app.command()
@@ -53,7 +54,7 @@ def fresh() -> None:
     with config.exit_on_bad_input():
         from toycircuits.freshness import stale
 
-        os.environ["PATH"] = os.pathsep.join([_bin(), os.environ.get("PATH", "")])
+        go_to_project()
         problems = stale(Path.cwd())
         for problem in problems:
             typer.echo(problem, err=True)
@@ -62,5 +63,10 @@ def fresh() -> None:
         typer.echo("dvc.lock, tables and figures belong to code and params")
 
 
-def _bin() -> str:
-    return str(Path(sys.executable).parent)
+def go_to_project() -> None:
+    """Work in the project folder, with the commands of this Python's environment first on PATH."""
+    from toycircuits.published import find_root
+
+    os.chdir(find_root())
+    own = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])

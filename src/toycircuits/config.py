@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+STRUCTURE = ("scale", "experiments", "runs")  # the other top-level keys are scales
 SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
 
 
@@ -138,6 +139,15 @@ class Run:
         return cls.parse(values | own, key)
 
 
+def read_section(
+    params: Mapping[str, Any], experiment: str, name: str, cls: type[SettingsT]
+) -> SettingsT:
+    """The validated section `name` of an experiment, at the scale that `params` chooses."""
+    scale, tree = experiment_tree(params, experiment)
+    key = f"{scale}.{experiment}.{name}"
+    return cls.parse(_get(tree, name, key), key)
+
+
 def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
     """Read params with DVC's own parser (YAML 1.2: `1e-3` is a number, `on` a string)."""
     try:
@@ -162,8 +172,9 @@ def find_run(params: Mapping[str, Any], name: str) -> Run:
 def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, dict[str, Any]]:
     """The name of the chosen scale, and the sections that `experiment` has there."""
     scale = _get(params, "scale", "scale")
-    if not isinstance(scale, str) or not isinstance(params.get(scale), dict):
-        raise InputError(f"scale: found {scale!r}; allowed is the name of a tree of settings")
+    if scale not in (scales := [name for name in params if name not in STRUCTURE]):
+        raise InputError(f"scale: found {scale!r}; allowed: {', '.join(map(str, scales))}")
+    _mapping(params[scale], scale)
     key = f"{scale}.{experiment}"
     tree = _mapping(_get(params[scale], experiment, key), key)
     if unknown := set(tree) - set(SECTIONS):

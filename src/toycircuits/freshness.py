@@ -17,6 +17,8 @@ def stale(root: Path) -> list[str]:
     problems = [line for line in dry.stdout.splitlines() if line.startswith("Running stage")]
     if dry.returncode or "Data and pipelines are up to date." not in dry.stdout:
         problems = problems or (dry.stdout + dry.stderr).strip().splitlines()[-3:]
+    if not (root / "dvc.lock").exists():
+        return ["dvc.lock: missing; nothing has been run"]
     lock = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
     listed = _run(root, "dvc", "stage", "list", "--name-only", "--all").stdout.split()
     problems += [f"dvc.lock: entry without a stage: {name}" for name in sorted({*lock} - {*listed})]
@@ -26,7 +28,11 @@ def stale(root: Path) -> list[str]:
     for path in (path for path in outs if path.startswith("reports/")):
         if not any(file == path or file.startswith(f"{path}/") for file in tracked):
             problems.append(f"not in git: {path}")
-    return problems
+    for folder in sorted(root.glob("reports/*/tables/*/")):
+        if f"train@{folder.name}" not in listed:
+            problems.append(f"tables of no run: {folder.relative_to(root)}")
+    undrawn = [file for file in tracked if file.endswith("NOT_DRAWN.txt")]
+    return problems + [f"pictures were not drawn: {file}" for file in undrawn]
 
 
 def _run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:

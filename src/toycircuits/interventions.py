@@ -51,7 +51,7 @@ class Ablation:
 def mean_activations(
     model: HookedRootModule, run: Callable[[], object], names: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Mean over the batch of each hook point in `names` while `run` calls the model."""
+    """Mean over the batch of each hook point in `names` while `run` calls the model, once."""
     means: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: HookPoint) -> None:

@@ -31,17 +31,19 @@ class PublishedRun:
     settings: dict[str, Any]
 
 
-def find_root(start: Path | None = None) -> Path:
-    """The project folder: the first of `start` (by default here) and its parents that looks it.
+def find_root(root: Path | str | None = None) -> Path:
+    """`root`, or if it is None the first project folder above the working folder or this code.
 
     Raises:
-        InputError: none does, nor does the folder that this code was loaded from.
+        InputError: `root` is no project folder, or none is found.
     """
-    here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents, *Path(__file__).resolve().parents):
-        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+    here, code = Path.cwd(), Path(__file__).resolve()
+    candidates = (here, *here.parents, *code.parents) if root is None else (Path(root),)
+    for folder in candidates:
+        if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "stages/train.py")):
             return folder
-    raise InputError(f"{here}: no toycircuits project here or above; give its folder as root=...")
+    place = f"{here} or above" if root is None else root
+    raise InputError(f"{place}: no toycircuits project (params.yaml, dvc.yaml, stages/) there")
 
 
 def load_run(name: str, member: str | None = None, root: Path | str | None = None) -> PublishedRun:
@@ -60,8 +62,7 @@ def load_run(name: str, member: str | None = None, root: Path | str | None = Non
     >>> cache["blocks.0.attn.hook_pattern"].shape
     torch.Size([1, 1, 5, 5])
     """
-    path = find_root() if root is None else find_root(Path(root))
-    file = path / weights_file(name)
+    file = find_root(root) / weights_file(name)
     if not file.exists():
         runs = sorted(other.stem for other in file.parent.glob("*.safetensors"))
         raise InputError(f"run {name!r}: no published weights; there are: {', '.join(runs)}")

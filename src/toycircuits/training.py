@@ -54,8 +54,8 @@ class TrainSettings(Settings):
         batch_size: sequences a step, or None for the full batch.
         unit: what `length`, `log_every` and `checkpoint_every` count.
         weight_seeds: seeds of the initial weights, one model each.
-        batch_seeds: seeds of the order or draw of batches, one a model, or None where every step
-            sees the full batch.
+        batch_seeds: seeds of the order or draw of batches, one a model. None: the generator of the
+            weights goes on to give the batches, as after one `torch.manual_seed` for all.
     """
 
     optimizer: Literal["Adam", "AdamW"]
@@ -81,15 +81,17 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"weight_decay: found {self.weight_decay}; Adam takes 0 only, AdamW decays"
             )
-        if (self.batch_size is None) != (self.batch_seeds is None):
-            raise ValueError("batch_size and batch_seeds: both or neither are null")
+        if self.batch_size is None and self.batch_seeds is not None:
+            raise ValueError(
+                f"batch_seeds: found {self.batch_seeds}; the full batch takes null only"
+            )
         if self.batch_seeds is not None and len(self.batch_seeds) != len(self.weight_seeds):
             raise ValueError(
                 f"batch_seeds: found {len(self.batch_seeds)} seeds; "
                 f"allowed are as many as weight_seeds, {len(self.weight_seeds)}"
             )
-        if len(set(self.members)) != len(self.members):
-            raise ValueError("weight_seeds: the same model twice")
+        if len(set(self.weight_seeds)) != len(self.weight_seeds):
+            raise ValueError(f"weight_seeds: found {self.weight_seeds}; each is allowed once")
         if any(not 0 <= seed < 2**63 for seed in (*self.weight_seeds, *(self.batch_seeds or ()))):
             raise ValueError("weight_seeds, batch_seeds: allowed are numbers from 0 below 2**63")
         if self.schedule is not None and self.schedule.warmup >= self.length:

@@ -11,7 +11,8 @@ Without `read` every row is computed and every hook sees its usual shape.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from functools import cached_property
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,27 @@ class LayerRows:
     queries: tuple[int, ...]
     keys: tuple[int, ...]
 
+    @cached_property
+    def at_queries(self) -> slice | list[int]:
+        """Index of the queries among the inputs."""
+        return _index(self.inputs, self.queries)
+
+    @cached_property
+    def at_keys(self) -> slice | list[int]:
+        """Index of the keys among the inputs."""
+        return _index(self.inputs, self.keys)
+
+    def blind(self, allowed: list[list[bool]]) -> Float[Tensor, "query key"] | None:
+        """What to add to the scores: -inf where a query may not attend; None if nowhere."""
+        seen = torch.tensor([[allowed[query][key] for key in self.keys] for query in self.queries])
+        return None if seen.all() else torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+
+
+def _index(have: tuple[int, ...], want: tuple[int, ...]) -> slice | list[int]:
+    index = [have.index(position) for position in want]
+    adjacent = index == list(range(index[0], index[-1] + 1))
+    return slice(index[0], index[-1] + 1) if adjacent else index
+
 
 def rows_needed(
     allowed: list[list[bool]], read: Sequence[int], n_layers: int
@@ -120,14 +142,14 @@ def rows_needed(
     return tuple(reversed(layers))
 
 
-def _take(x: Tensor, have: tuple[int, ...], want: tuple[int, ...]) -> Tensor:
-    """Positions `want` of `x`, whose position axis (the second) holds the positions `have`."""
-    if want == have:
-        return x
-    index = [have.index(position) for position in want]
-    if index == list(range(index[0], index[-1] + 1)):
-        return x[:, index[0] : index[-1] + 1]
-    return x[:, index]
+def watched(*hooks: HookPoint) -> bool:
+    """Whether anybody looks at, or changes, what flows through one of `hooks`."""
+    return any(hook._forward_hooks or hook._backward_hooks for hook in hooks)
+
+
+def _through(hook: HookPoint, x: Tensor) -> Tensor:
+    """`hook(x)`, if watched: calling a module costs more than a tiny tensor's arithmetic."""
+    return hook(x) if watched(hook) else x
 
 
 def _spread(table: Float[Tensor, "vocab pos *d"], tokens: Int[Tensor, "batch pos"]) -> Tensor:
@@ -142,6 +164,25 @@ def _spread(table: Float[Tensor, "vocab pos *d"], tokens: Int[Tensor, "batch pos
     return rows.reshape(*tokens.shape, *table.shape[2:])
 
 
+Spread: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
+Plan: TypeAlias = list[tuple[LayerRows, Tensor | None]]
+
+
+class Rows(NamedTuple):
+    """The rows that a layer computes, for one batch.
+
+    Attributes:
+        at: their positions.
+        blind: what to add to the attention scores [query, key], or None for nothing.
+        spread: turns a table of distinct rows at given positions into the rows of the batch; in
+            all layers but the first, rows are those of the batch already.
+    """
+
+    at: LayerRows
+    blind: Tensor | None
+    spread: Spread
+
+
 class LayerNorm(nn.Module):
     """LayerNorm over d_model, with TransformerLens's hooks and parameter names."""
 
@@ -153,6 +194,8 @@ class LayerNorm(nn.Module):
         self.hook_normalized = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        if not watched(self.hook_scale, self.hook_normalized):
+            return F.layer_norm(x, self.w.shape, self.w, self.b, LAYER_NORM_EPS)
         x = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + LAYER_NORM_EPS).sqrt())
         return self.hook_normalized(x / scale * self.w + self.b)
@@ -207,10 +250,33 @@ class Attention(nn.Module):
         self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
         self.hook_z = HookPoint()
 
-    def project(
+    def forward(
+        self, at_queries: Tensor, at_keys: Tensor, rows: Rows
+    ) -> Float[Tensor, "batch query d_model"]:
+        """Output for the queries, from the rows (of `rows.spread`) that queries and keys read."""
+        inner = (self.hook_q, self.hook_k, self.hook_v, self.hook_attn_scores, self.hook_pattern)
+        wide = self.settings.n_heads == 1 and self.settings.d_head == self.settings.d_model
+        if wide and not watched(*inner, self.hook_z):
+            return self._merged(at_queries, at_keys, rows)
+        return self._by_head(at_queries, at_keys, rows)
+
+    def _by_head(self, at_queries: Tensor, at_keys: Tensor, rows: Rows) -> Tensor:
+        q = self.hook_q(rows.spread(self._project(at_queries, "Q"), rows.at.queries))
+        k = self.hook_k(rows.spread(self._project(at_keys, "K"), rows.at.keys))
+        v = self.hook_v(rows.spread(self._project(at_keys, "V"), rows.at.keys))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        # Sums of products, not matmul: a batch of thousands of tiny matrix products is slower.
+        scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) / self.settings.d_head**0.5
+        scores = scores if rows.blind is None else scores + rows.blind
+        pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))
+        z = self.hook_z((pattern.unsqueeze(-1) * v.unsqueeze(2)).sum(3).transpose(1, 2))
+        out = z.sum(2) if self.settings.freeze_W_O else z.flatten(2) @ self.W_O.flatten(0, 1)
+        return out + self.b_O if self.settings.use_bias else out
+
+    def _project(
         self, x: Float[Tensor, "batch pos d_model"], name: str
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """Queries, keys or values (`name` is Q, K or V) of the rows of `x`, before their hook."""
+        """Queries, keys or values (`name` is Q, K or V) of the rows of `x`."""
         heads, d_head = self.settings.n_heads, self.settings.d_head
         if name == "V" and self.settings.freeze_W_V:
             out = x.unsqueeze(2).expand(-1, -1, heads, -1)
@@ -221,24 +287,29 @@ class Attention(nn.Module):
         bias: Tensor = getattr(self, f"b_{name}")
         return out + bias if self.settings.use_bias else out
 
-    def forward(
-        self,
-        q: Float[Tensor, "batch query head d_head"],
-        k: Float[Tensor, "batch key head d_head"],
-        v: Float[Tensor, "batch key head d_head"],
-        allowed: list[list[bool]],
-    ) -> Float[Tensor, "batch query d_model"]:
-        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        # Sums of products, not matmul: a batch of thousands of tiny matrix products is slower.
-        scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) / self.settings.d_head**0.5
-        if not all(all(row) for row in allowed):
-            blind = ~torch.tensor(allowed, device=scores.device)
-            scores = scores.masked_fill(blind, -torch.inf)
-        pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))
-        z = self.hook_z((pattern.unsqueeze(-1) * v.unsqueeze(2)).sum(3).transpose(1, 2))
-        out = z.sum(2) if self.settings.freeze_W_O else z.flatten(2) @ self.W_O.flatten(0, 1)
-        return out + self.b_O if self.settings.use_bias else out
+    def _merged(self, at_queries: Tensor, at_keys: Tensor, rows: Rows) -> Tensor:
+        """One head as wide as the residual stream, its matrices multiplied before the rows are.
+
+        Scores are x W_Q W_K^T y^T and outputs (sum of a_i y_i) W_V W_O: neither keys nor values are
+        formed, and what is frozen to the identity is left out. b_K would add the same to all scores
+        of a query, which the softmax takes away again.
+        """
+        frozen_V, frozen_O = self.settings.freeze_W_V, self.settings.freeze_W_O
+        W_QK = self.W_Q[0] @ self.W_K[0].T / self.settings.d_head**0.5
+        q = at_queries @ W_QK
+        if self.settings.use_bias:
+            q = q + self.b_Q @ self.W_K[0].T / self.settings.d_head**0.5
+        q, y = rows.spread(q, rows.at.queries), rows.spread(at_keys, rows.at.keys).unsqueeze(1)
+        scores = (q.unsqueeze(2) * y).sum(-1)
+        scores = scores if rows.blind is None else scores + rows.blind
+        out = (scores.softmax(-1).unsqueeze(-1) * y).sum(2)
+        if not (frozen_V and frozen_O):
+            W_V, W_O = self.W_V[0], self.W_O[0]
+            out = out @ (W_O if frozen_V else W_V if frozen_O else W_V @ W_O)
+        if self.settings.use_bias:
+            b_V = self.b_V[0] if frozen_O else self.b_V[0] @ self.W_O[0]
+            out = out + (b_V + self.b_O)
+        return out
 
 
 class MLP(nn.Module):
@@ -257,8 +328,8 @@ class MLP(nn.Module):
         self.hook_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = x @ self.W_in
-        post = self.hook_post(self.activation(self.hook_pre(self._add(pre, self.b_in))))
+        pre = _through(self.hook_pre, self._add(x @ self.W_in, self.b_in))
+        post = _through(self.hook_post, self.activation(pre))
         return self._add(post @ self.W_out, self.b_out)
 
     def _add(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -270,7 +341,6 @@ class Block(nn.Module):
 
     def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
-        self.allowed = settings.allowed
         self.attn = Attention(settings)
         self.ln1 = LayerNorm(settings.d_model) if settings.normalization else nn.Identity()
         self.hook_resid_pre = HookPoint()
@@ -282,27 +352,18 @@ class Block(nn.Module):
             self.hook_resid_mid = HookPoint()
             self.hook_mlp_out = HookPoint()
 
-    def forward(
-        self, resid: Tensor, rows: LayerRows, spread: Callable[[Tensor, tuple[int, ...]], Tensor]
-    ) -> Float[Tensor, "batch query d_model"]:
-        """Residual stream at `rows.queries` after this layer, from that at `rows.inputs` before.
-
-        `spread(x, positions)` turns a table of distinct rows into the rows of the batch.
-        """
-        resid = self.hook_resid_pre(resid)
+    def forward(self, resid: Tensor, rows: Rows) -> Float[Tensor, "batch query d_model"]:
+        """Residual stream at the queries after this layer, from that at the inputs before."""
+        resid = _through(self.hook_resid_pre, resid)
         normed = self.ln1(resid)
-        at_queries = _take(normed, rows.inputs, rows.queries)
-        at_keys = _take(normed, rows.inputs, rows.keys)
-        q = spread(self.attn.project(at_queries, "Q"), rows.queries)
-        k = spread(self.attn.project(at_keys, "K"), rows.keys)
-        v = spread(self.attn.project(at_keys, "V"), rows.keys)
-        allowed = [[self.allowed[query][key] for key in rows.keys] for query in rows.queries]
-        resid = spread(_take(resid, rows.inputs, rows.queries), rows.queries)
-        resid = resid + self.hook_attn_out(self.attn(q, k, v, allowed))
+        at_queries, at_keys = normed[:, rows.at.at_queries], normed[:, rows.at.at_keys]
+        resid = rows.spread(resid[:, rows.at.at_queries], rows.at.queries)
+        attn_out = self.attn(at_queries, at_keys, rows)
+        resid = resid + _through(self.hook_attn_out, attn_out)
         if self.mlp is not None:
-            resid = self.hook_resid_mid(resid)
-            resid = resid + self.hook_mlp_out(self.mlp(self.ln2(resid)))
-        return self.hook_resid_post(resid)
+            resid = _through(self.hook_resid_mid, resid)
+            resid = resid + _through(self.hook_mlp_out, self.mlp(self.ln2(resid)))
+        return _through(self.hook_resid_post, resid)
 
 
 class Transformer(HookedRootModule):
@@ -311,6 +372,7 @@ class Transformer(HookedRootModule):
     def __init__(self, settings: TransformerSettings, generator: torch.Generator) -> None:
         super().__init__()
         self.settings = settings
+        self._plans: dict[tuple[tuple[int, ...] | None, int, torch.device], Plan] = {}
         self.embed = Embed(settings)
         self.hook_embed = HookPoint()
         self.pos_embed = PosEmbed(settings)
@@ -349,30 +411,44 @@ class Transformer(HookedRootModule):
 
         With `read`, the hooks of a layer see only the rows that the positions read depend on, and
         those before the first layer's `hook_q/k/v` see each distinct (token, position) pair once.
+        Without a hook on it, an activation that is not needed (a key, a value) is not formed.
         """
-        settings = self.settings
-        everywhere = tuple(range(settings.n_ctx))[: tokens.shape[1]]
-        if read is None:
-            plan = (LayerRows(everywhere, everywhere, everywhere),) * settings.n_layers
-        else:
-            plan = rows_needed(settings.allowed, read, settings.n_layers)
-        positions = plan[0].inputs
-        embedded, spread = self._embed(tokens, positions, read is not None)
-        for layer, (block, rows) in enumerate(zip(self.blocks, plan, strict=True)):
-            embedded = block(embedded, rows, spread if layer == 0 else _as_it_is)
-        return self.unembed(self.ln_final(embedded))
+        plan = self._plan(None if read is None else tuple(read), tokens.shape[1], tokens.device)
+        resid, spread = self._embed(tokens, plan[0][0].inputs, read is not None)
+        for block, (at, blind) in zip(self.blocks, plan, strict=True):
+            resid = block(resid, Rows(at, blind, spread))
+            spread = _as_it_is
+        return self.unembed(self.ln_final(resid))
+
+    def _plan(self, read: tuple[int, ...] | None, n_pos: int, device: torch.device) -> Plan:
+        """Rows and mask of each layer; worked out once for each choice of positions."""
+        if n_pos > self.settings.n_ctx:
+            raise ValueError(f"tokens: found {n_pos} positions; allowed are {self.settings.n_ctx}")
+        if read is not None and n_pos <= max(read, default=0):
+            raise ValueError(f"read: found {read}; there are {n_pos} positions")
+        key = (read, n_pos, device)
+        if key not in self._plans:
+            allowed, n_layers = self.settings.allowed, self.settings.n_layers
+            everywhere = tuple(range(n_pos))
+            layers = (LayerRows(everywhere, everywhere, everywhere),) * n_layers
+            layers = layers if read is None else rows_needed(allowed, read, n_layers)
+            blinds = [layer.blind(allowed) for layer in layers]
+            moved = [None if blind is None else blind.to(device) for blind in blinds]
+            self._plans[key] = list(zip(layers, moved, strict=True))
+        return self._plans[key]
 
     def _embed(
         self, tokens: Tensor, positions: tuple[int, ...], distinct: bool
-    ) -> tuple[Tensor, Callable[[Tensor, tuple[int, ...]], Tensor]]:
-        W_pos = _take(
-            self.pos_embed.W_pos.unsqueeze(0), tuple(range(self.settings.n_ctx)), positions
-        )
+    ) -> tuple[Tensor, Spread]:
+        everywhere = tuple(range(self.settings.n_ctx))
+        W_pos = self.pos_embed.W_pos[_index(everywhere, positions)]
         if distinct and self.settings.d_vocab < tokens.shape[0]:
-            table = self.hook_embed(self.embed.W_E.unsqueeze(1)) + self.hook_pos_embed(W_pos)
+            embed = _through(self.hook_embed, self.embed.W_E.unsqueeze(1))
+            table = embed + _through(self.hook_pos_embed, W_pos.unsqueeze(0))
             return table, lambda x, at: _spread(x, tokens[:, list(at)])
-        embedded = self.hook_embed(F.embedding(tokens[:, list(positions)], self.embed.W_E))
-        pos = self.hook_pos_embed(W_pos.expand(tokens.shape[0], -1, -1))
+        at = _index(everywhere, positions)
+        embedded = _through(self.hook_embed, F.embedding(tokens[:, at], self.embed.W_E))
+        pos = _through(self.hook_pos_embed, W_pos.expand(tokens.shape[0], -1, -1))
         return embedded + pos, _as_it_is
 
 

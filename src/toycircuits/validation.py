@@ -1,12 +1,19 @@
 """Check all of params.yaml before any work, so that a slip in the last stage costs nothing."""
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from toycircuits.config import InputError, Settings, at_key, experiment_tree, find_run
-
-STRUCTURE = ("scale", "experiments", "runs")
+from toycircuits.config import (
+    STRUCTURE,
+    InputError,
+    Settings,
+    at_key,
+    experiment_tree,
+    find_run,
+    read_section,
+)
 
 
 class _Experiment(Settings):
@@ -22,6 +29,9 @@ def validate(params: Mapping[str, Any], scales: list[str] | None = None) -> None
     _check_structure(params)
     for scale in scales or [name for name in params if name not in STRUCTURE]:
         at_scale = {**params, "scale": scale}
+        if unknown := set(params[scale]) - set(params["experiments"]):
+            allowed = ", ".join(params["experiments"])
+            raise InputError(f"{scale}.{min(unknown)}: no such experiment; allowed: {allowed}")
         for name in params["experiments"]:
             _check_experiment(at_scale, name)
         for name in params["runs"]:
@@ -35,12 +45,17 @@ def _check_structure(params: Mapping[str, Any]) -> None:
     for key in ("experiments", "runs"):
         if not isinstance(params[key], dict) or not params[key]:
             raise InputError(f"{key}: found {params[key]!r}; allowed is a mapping with entries")
+    experiment_tree(params, next(iter(params["experiments"])))
+    names = [*params["experiments"], *params["runs"]]
+    names += [v for run in params["runs"].values() for v in dict(run).get("variants", {})]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", str(name)):
+            raise InputError(f"{name!r}: names are made of letters, digits, _ and .")
     for name, entry in params["experiments"].items():
         _slice(_Experiment.parse(entry, f"experiments.{name}").slice, f"experiments.{name}.slice")
 
 
 def _check_experiment(params: Mapping[str, Any], name: str) -> None:
-    scale, tree = experiment_tree(params, name)
     code = params["experiments"][name]["slice"]
     for section, module, cls in (
         ("data", "task", "DataSettings"),
@@ -48,11 +63,7 @@ def _check_experiment(params: Mapping[str, Any], name: str) -> None:
         ("ablate", "ablations", "AblateSettings"),
         ("render", "figures", "RenderSettings"),
     ):
-        key = f"{scale}.{name}.{section}"
-        if section not in tree:
-            raise InputError(f"{key}: missing key")
-        settings_class = getattr(_slice(code, key, module), cls)
-        settings_class.parse(tree[section], key)
+        read_section(params, name, section, getattr(_slice(code, name, module), cls))
 
 
 def _check_run(params: Mapping[str, Any], name: str) -> None:

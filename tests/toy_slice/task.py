@@ -1,4 +1,4 @@
-"""A sixth experiment, as small as they come: say the first token again at the second position."""
+"""An experiment as small as they come: say the first token again at the second position."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -57,15 +57,16 @@ def heatmap(values: np.ndarray, title: str, axes: tuple[str, str], **options: An
 
 def loss_curves(training: pd.DataFrame, uniform: float) -> go.Figure:
     """Training and test loss of every model, and the loss of guessing."""
-    long = training.melt(["run", "seed", "step"], ["train_loss", "test_loss"], "pairs", "loss")
+    index = ["run", "variant", "seed"]
+    long = training.melt([*index, "step"], ["train_loss", "test_loss"], "pairs", "loss")
     long["pairs"] = long["pairs"].str.removesuffix("_loss")
-    several = long["seed"].nunique() > 1
+    long["model"] = long[index].fillna("").astype(str).agg(" ".join, axis=1)
     figure = px.line(
         long,
         x="step",
         y="loss",
         color="pairs",
-        line_dash="seed" if several else None,
+        line_group="model",
         log_y=True,
         title="Loss over training",
         labels={"step": STEP, "loss": LOSS, "pairs": "pairs"},

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from toycircuits.config import Settings
+from toycircuits.config import InputError, Settings
 from toycircuits.experiments.modular_arithmetic.task import (
     LAST,
     DataSettings,
@@ -38,7 +38,7 @@ class MeasureSettings(Settings):
     Attributes:
         key_median_ratio, key_max_ratio: a frequency is key if its norm in the Fourier-transformed
             W_E is at least so many times the median over frequencies, and at least such a share of
-            the largest.
+            the largest. A singular value of W_E is large by the second rule.
         memorised_below: training loss under which a network has memorised, in nats.
         grokked_below: test loss under which it has grokked, in nats.
         clean_ratio: cleanup has ended when the test loss is under so many times the training loss.
@@ -52,7 +52,7 @@ class MeasureSettings(Settings):
     grokked_below: float = Field(gt=0)
     clean_ratio: float = Field(gt=1)
     control_seed: int = Field(ge=0, lt=2**63)
-    example: tuple[int, int]
+    example: tuple[NonNegativeInt, NonNegativeInt]
 
 
 def fourier_basis(p: int) -> tuple[Float[Tensor, "p p"], list[str]]:
@@ -92,7 +92,7 @@ def find_key_frequencies(
     floor = torch.maximum(
         settings.key_median_ratio * norms.median(), settings.key_max_ratio * norms.max()
     )
-    return (torch.nonzero(norms >= floor).flatten() + 1).tolist()
+    return (torch.nonzero((norms >= floor) & (norms > 0)).flatten() + 1).tolist()
 
 
 def directions(
@@ -330,8 +330,8 @@ def find_phases(
     """Steps at which the phases end, by a stated rule; NaN for what does not happen.
 
     Memorisation ends where the test loss is largest. Circuit formation ends at the first step
-    after it whose test loss is under that of guessing, ln p. Cleanup ends at the first step after
-    that whose test loss is under `clean_ratio` times the training loss.
+    after it whose test loss is under that of guessing, ln p. Cleanup ends at the first step from
+    there on whose test loss is under `clean_ratio` times the training loss.
     """
     step, train, test = (table[name].to_numpy() for name in ("step", "train_loss", "test_loss"))
     peak = int(test.argmax())
@@ -445,7 +445,9 @@ def attention_tables(model: Transformer, problem: Problem, example: tuple[int, i
         hooks = [("blocks.0.attn.hook_pattern", keep)]
         model.run_with_hooks(problem.tokens, read=(LAST,), fwd_hooks=hooks)
     pattern = kept["pattern"]
-    row = (example[0] % p) * p + example[1] % p
+    if max(example) >= p:
+        raise InputError(f"measure.example: found {list(example)}; allowed are numbers below {p}")
+    row = example[0] * p + example[1]
     rows = [
         {"head": head, "key": key, "mean": mean, "example": one}
         for head in range(pattern.shape[1])

@@ -21,14 +21,15 @@ MASK = (
 class ModelSettings(Settings):
     """Width of the model; the rest follows from the task."""
 
+    # The analysis reads one layer's neurons and adds no LayerNorm or bias on the way to the logits.
     n_layers: Literal[1]
     n_heads: int = Field(ge=1)
     d_model: int = Field(ge=1)
     d_head: int = Field(ge=1)
     d_mlp: int = Field(ge=1)
     act_fn: Literal["relu", "gelu"]
-    normalization: Literal["LN"] | None
-    use_bias: bool
+    normalization: None
+    use_bias: Literal[False]
 
 
 def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:

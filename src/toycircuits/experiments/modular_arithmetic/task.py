@@ -11,10 +11,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from toycircuits import training
 from toycircuits.config import Settings
-from toycircuits.training import BatchStream, TrainSettings, full_batch
-
-__all__ = ["DataSettings", "TrainSettings", "batches", "evaluate", "generate", "loss"]
+from toycircuits.training import BatchStream, full_batch
 
 LAST = 2  # the position of "=", the only one whose logits are read
 
@@ -47,6 +46,13 @@ class DataSettings(Settings):
     def sign(self) -> int:
         """The label is (a + sign * b) mod p."""
         return 1 if self.operation == "add" else -1
+
+
+class TrainSettings(training.TrainSettings):
+    """How to train: on the full batch, always."""
+
+    batch_size: None
+    batch_seeds: None
 
 
 def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:

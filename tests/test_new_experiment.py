@@ -1,4 +1,4 @@
-"""A sixth experiment takes one folder and a params section; dvc.yaml stays as it is."""
+"""A new experiment takes one folder and a params section; dvc.yaml stays as it is."""
 
 import json
 import os
@@ -48,19 +48,19 @@ def test_a_new_slice_runs_end_to_end(tmp_path: Path) -> None:
     (slice_folder / "__init__.py").touch()
     params = {
         "scale": "quick",
-        "experiments": {"sixth": {"slice": "say_again"}},
-        "runs": {"sixth_run": {"experiment": "sixth", "slice": "say_again"}},
-        "quick": {"sixth": SECTIONS},
+        "experiments": {"new": {"slice": "say_again"}},
+        "runs": {"new_run": {"experiment": "new", "slice": "say_again"}},
+        "quick": {"new": SECTIONS},
     }
     with (tmp_path / "params.yaml").open("w") as file:
         YAML().dump(params, file)
     run(tmp_path, "-m", "dvc", "init", "--no-scm", "--quiet")
     run(tmp_path, "-c", "from toycircuits.cli import app; app()", "reproduce")
-    tables = tmp_path / "reports/sixth/tables/sixth_run"
+    tables = tmp_path / "reports/new/tables/new_run"
     last = (tables / "training.csv").read_text().splitlines()[-1]
     assert last.endswith(",1")  # it has learned to say every token again
     ablated = (tables / "ablations.csv").read_text().splitlines()[-1]
     assert float(ablated.rsplit(",", 1)[1]) < 0.5
     assert "final_norm" in json.loads((tables / "metrics.json").read_text())["seed0"]
-    assert (tmp_path / "artifacts/figures/sixth/accuracy.json").exists()
-    assert (tmp_path / "reports/weights/sixth_run.safetensors").exists()
+    assert (tmp_path / "artifacts/figures/new/accuracy.json").exists()
+    assert (tmp_path / "reports/weights/new_run.safetensors").exists()
