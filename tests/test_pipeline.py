@@ -27,6 +27,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"modulus": 7},
         "model": {"d_model": 8, "d_head": 4, "d_mlp": 16},
         "train": {"length": 4, "log_every": 2, "checkpoint_every": 2},
+        "measure": {"example": [1, 2]},
     },
     "list_copy_10": {
         "data": {"n_lists": 512, "n_sampled": 20},
