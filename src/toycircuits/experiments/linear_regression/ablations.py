@@ -1,0 +1,71 @@
+"""What each head is worth: output taken away or at its mean, attention made even."""
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from toycircuits.config import InputError, Settings
+from toycircuits.experiments.linear_regression.model import InContextAttention
+from toycircuits.experiments.linear_regression.task import DataSettings
+from toycircuits.interventions import Ablation, ablated, mean_activations
+
+
+class AblateSettings(Settings):
+    """On what to ablate.
+
+    Attributes:
+        sequences: how many of the sequences to validate on.
+    """
+
+    sequences: int = Field(ge=2)
+
+
+def ablations_of(n_layers: int, n_heads: int) -> Iterator[Ablation]:
+    """Every ablation.
+
+    >>> [(one.layer, one.head, one.component, one.method) for one in ablations_of(1, 1)]
+    [(0, 0, 'z', 'zero'), (0, 0, 'z', 'mean'), (0, 0, 'pattern', 'uniform')]
+    """
+    for layer in range(n_layers):
+        point = f"blocks.{layer}.attn"
+        for head in range(n_heads):
+            yield Ablation("z", f"{point}.hook_z", "zero", layer, head)
+            yield Ablation("z", f"{point}.hook_z", "mean", layer, head)
+            yield Ablation("pattern", f"{point}.hook_attn_scores", "uniform", layer, head)
+
+
+def ablate(
+    model: InContextAttention,
+    data: Mapping[str, Tensor],
+    task: DataSettings,
+    settings: AblateSettings,
+) -> pd.DataFrame:
+    """Loss and accuracy with nothing and each head ablated.
+
+    Loss is the mean squared error, accuracy the share of the mean square of y_q that the
+    predictions explain (R^2 about zero, which is the mean of y_q): 0 for predicting zero, negative
+    for worse.
+
+    Raises:
+        InputError: there are not as many sequences.
+    """
+    if settings.sequences > task.n_validation:
+        raise InputError(
+            f"ablate.sequences: found {settings.sequences}; "
+            f"allowed is at most data.n_validation, {task.n_validation}"
+        )
+    z, z_q, y_q = (data[name][: settings.sequences] for name in ("z", "z_q", "y_q"))
+    plan = list(ablations_of(len(model.layers), model.settings.n_heads))
+    names = {one.name for one in plan if one.method == "mean"}
+    means = mean_activations(model, lambda: model(z, z_q), names)
+    nothing = {"component": "none", "layer": "", "head": "", "method": "none"}
+    rows = []
+    for one in [None, *plan]:
+        with torch.no_grad(), ablated(model, [one] if one else [], means):
+            error = (model(z, z_q)[:, 0] - y_q).double().pow(2).mean().item()
+        explained = 1 - error / y_q.double().pow(2).mean().item()
+        rows.append((one.columns if one else nothing) | {"loss": error, "accuracy": explained})
+    return pd.DataFrame(rows)

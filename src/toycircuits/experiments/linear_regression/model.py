@@ -1,0 +1,330 @@
+"""Softmax attention over examples: one layer whose only query is z_q, or a causal stack of layers.
+
+One layer: TF(Z, z_q) = sum_h softmax(z_q W_Q W_K^T Z^T / sqrt(d + 1)) Z W_V W_O, one number. No
+positions, no residual stream, no biases.
+
+Stack: the tokens are the examples and then z_q, and each attends strictly to earlier ones, so that
+the first, with nothing to attend to, becomes zero. Every layer but the last writes d + 1 entries;
+so does the last, and a linear read-out makes them one number.
+
+              z1 z2 z3             Rows: query, columns: key. The last layer computes z_q's row
+        z2     1  .  .             alone. With `lengths`, z_q has one row a length, which sees as
+        z3     1  1  .             many examples; as no token sees z_q, one pass over the tokens
+        z_q    1  1  1             serves all lengths.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from toycircuits.config import Settings
+from toycircuits.experiments.linear_regression.task import DataSettings, sample
+
+SMALL, SMALL_QK = 1e-6, 1e-4  # sizes of the identities of the initialisations small_id*
+
+
+class StackSettings(Settings):
+    """A stack of layers.
+
+    Attributes:
+        tied: all layers share their weights.
+        residual: each layer adds to its input, rather than replacing it.
+    """
+
+    n_layers: int = Field(ge=2, le=64)
+    tied: bool
+    residual: bool
+
+
+class ModelSettings(Settings):
+    """Shape of the model and its initial weights.
+
+    Attributes:
+        init: "random", PyTorch's default for linear layers; "small_id", W_Q, W_K and W_V at the
+            identity times 1e-6; "small_id_qk", W_Q and W_K at the identity times 1e-4;
+            "oppo_small_id", W_Q and W_K at the identity times 1e-6, and W_Q negated in the second
+            half of the heads. What is not named starts as under "random".
+        stack: a causal stack, or None for one layer.
+        draw_first: sequences that are drawn from the generator before the weights and thrown away:
+            the original study draws one batch to print it. 0 for none.
+    """
+
+    n_heads: int = Field(ge=1, le=256)
+    init: Literal["random", "small_id", "small_id_qk", "oppo_small_id"]
+    stack: StackSettings | None
+    draw_first: int = Field(ge=0, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.init == "oppo_small_id" and self.n_heads % 2:
+            raise ValueError(
+                f"n_heads: found {self.n_heads}; allowed with init oppo_small_id are even numbers"
+            )
+        return self
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        return self.stack.n_layers if self.stack else 1
+
+
+class FactoredAttention(torch.autograd.Function):
+    """Attention of all heads as scores (queries QK) keys^T and output (pattern keys) OV.
+
+    Keys and values are never computed: O(L d) a head instead of O(L d^2). Its gradient is written
+    out, since PyTorch's bookkeeping of so many small operations costs as much as they do. With P
+    the pattern, G the gradient of the output, and all products over batch and queries summed,
+
+        dOV = (P keys)^T G                   dP = (G OV^T) keys^T
+        dS = P (dP - sum_keys P dP)          dQK = queries^T (dS keys)
+        dqueries = (dS keys) QK^T            dkeys = dS^T (queries QK) + P^T (G OV^T)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, blind: Tensor | None, *weights: Tensor
+    ) -> Float[Tensor, "batch query d_out"]:
+        """Args as those of `Attention.forward`; `weights` are W_Q, W_K, W_V and W_O."""
+        W_Q, W_K, W_V, W_O = weights
+        heads, d_model, _ = W_Q.shape
+        batch = len(queries)
+        rows = queries.reshape(-1, d_model)  # a row a query
+        qk = torch.bmm(W_Q, W_K.transpose(1, 2)).div_(d_model**0.5)
+        qk = qk.transpose(0, 1).reshape(d_model, -1)
+        ov = torch.bmm(W_V, W_O).view(heads * d_model, -1)
+        mapped = _by_head(rows @ qk, batch, heads)
+        scores = torch.bmm(mapped, keys.transpose(1, 2))
+        if blind is not None:
+            scores += blind.repeat(heads, 1)
+        pattern = scores.softmax(-1)
+        mixed = _by_row(torch.bmm(pattern, keys), heads)
+        ctx.save_for_backward(rows, keys, *weights, qk, ov, mapped, pattern, mixed)
+        return (mixed @ ov).view(batch, -1, ov.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all arguments, from that of the output."""
+        rows, keys, W_Q, W_K, W_V, W_O, qk, ov, mapped, pattern, mixed = ctx.saved_tensors
+        heads, d_model, _ = W_Q.shape
+        batch = len(keys)
+        out = out.reshape(-1, ov.shape[1])
+        d_ov = (mixed.t() @ out).view(heads, d_model, -1)
+        d_mixed = _by_head(out @ ov.t(), batch, heads)
+        d_pattern = torch.bmm(d_mixed, keys.transpose(1, 2))
+        d_scores = torch._softmax_backward_data(d_pattern, pattern, -1, pattern.dtype)
+        d_mapped = _by_row(torch.bmm(d_scores, keys), heads)
+        d_qk = (rows.t() @ d_mapped).div_(d_model**0.5)
+        d_qk = d_qk.view(d_model, heads, d_model).transpose(0, 1)
+        d_queries = d_keys = None
+        if ctx.needs_input_grad[0]:
+            d_queries = (d_mapped @ qk.t()).view(batch, -1, d_model)
+        if ctx.needs_input_grad[1]:
+            d_keys = torch.bmm(d_scores.transpose(1, 2), mapped)
+            d_keys.baddbmm_(pattern.transpose(1, 2), d_mixed)
+        d_W_Q, d_W_K = torch.bmm(d_qk, W_K), torch.bmm(d_qk.transpose(1, 2), W_Q)
+        d_W_V, d_W_O = torch.bmm(d_ov, W_O.transpose(1, 2)), torch.bmm(W_V.transpose(1, 2), d_ov)
+        return d_queries, d_keys, None, d_W_Q, d_W_K, d_W_V, d_W_O
+
+
+def _by_head(
+    x: Float[Tensor, "batch_query head_d"], batch: int, heads: int
+) -> Float[Tensor, "batch head_query d"]:
+    if len(x) == batch:  # one query
+        return x.view(batch, heads, -1)
+    d = x.shape[1] // heads
+    return x.view(batch, -1, heads, d).transpose(1, 2).reshape(batch, -1, d)
+
+
+def _by_row(
+    x: Float[Tensor, "batch head_query d"], heads: int
+) -> Float[Tensor, "batch_query head_d"]:
+    batch, rows, d = x.shape
+    if rows == heads:  # one query
+        return x.view(batch, -1)
+    return x.view(batch, heads, -1, d).transpose(1, 2).reshape(-1, heads * d)
+
+
+class Attention(nn.Module):
+    """Heads as wide as a token: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_out].
+
+    Args:
+        tied_to: the layer whose weights serve here too.
+    """
+
+    def __init__(self, n_heads: int, d_model: int, d_out: int, tied_to: "Attention | None") -> None:
+        super().__init__()
+        self.n_heads, self.d_model = n_heads, d_model
+        self._tied_to = (tied_to,)  # in a tuple, so that its weights are not listed twice
+        if tied_to is None:
+            for name in ("W_Q", "W_K", "W_V"):
+                weight = torch.empty(n_heads, d_model, d_model)
+                self.register_parameter(name, nn.Parameter(weight))
+            self.W_O = nn.Parameter(torch.empty(n_heads, d_model, d_out))
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z, self.hook_result = HookPoint(), HookPoint()
+
+    @property
+    def tied_to(self) -> "Attention | None":
+        """The layer whose weights serve here, or None where they are this layer's own."""
+        return self._tied_to[0]
+
+    def weight(self, name: str) -> Float[Tensor, "head d_in d_out"]:
+        """W_Q, W_K, W_V or W_O (`name` is the letter)."""
+        weight: Tensor = getattr(self.tied_to or self, f"W_{name}")
+        return weight
+
+    def qk(self) -> Float[Tensor, "head d_query d_key"]:
+        """W_Q W_K^T / sqrt(d_head): what scores a key against a query."""
+        return self.weight("Q") @ self.weight("K").transpose(1, 2) / self.d_model**0.5
+
+    def ov(self) -> Float[Tensor, "head d_key d_out"]:
+        """W_V W_O: what a head writes of a key that it attends to."""
+        return self.weight("V") @ self.weight("O")
+
+    def forward(
+        self,
+        queries: Float[Tensor, "batch query d_model"],
+        keys: Float[Tensor, "batch key d_model"],
+        blind: Float[Tensor, "query key"] | None,
+        factored: bool,
+    ) -> Float[Tensor, "batch query d_out"]:
+        """What the queries get from the keys that they may attend to.
+
+        Args:
+            blind: added to the scores; -inf where a query may not attend to a key.
+            factored: the fast form, in which no hook sees anything.
+        """
+        if factored:
+            weights = [self.weight(name) for name in "QKVO"]
+            out: Tensor = FactoredAttention.apply(queries, keys, blind, *weights)
+            return out
+        q = self.hook_q(self._project(queries, "Q"))
+        k = self.hook_k(self._project(keys, "K"))
+        v = self.hook_v(self._project(keys, "V"))
+        scores = torch.einsum("bqhk,bshk->bhqs", q, k) / self.d_model**0.5
+        scores = self.hook_attn_scores(scores if blind is None else scores + blind)
+        pattern = self.hook_pattern(scores.softmax(-1))
+        z = self.hook_z(torch.einsum("bhqs,bshk->bqhk", pattern, v))
+        return self.hook_result(torch.einsum("bqhk,hko->bqho", z, self.weight("O"))).sum(2)
+
+    def _project(self, tokens: Tensor, name: str) -> Float[Tensor, "batch pos head d_head"]:
+        return torch.einsum("bpd,hdk->bphk", tokens, self.weight(name))
+
+
+class InContextAttention(HookedRootModule):
+    """The model; initial weights are drawn from `generator` in the published order.
+
+    Hook names are `blocks.{layer}.attn.hook_*` as in TransformerLens, weights
+    `blocks.{layer}.attn.W_*` and, in a stack, `W_read` [d_model, 1].
+    """
+
+    def __init__(self, settings: ModelSettings, d: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.settings, self.d_model = settings, d + 1
+        stack = settings.stack
+        d_out = self.d_model if stack else 1
+        layers: list[Attention] = []
+        for _ in range(settings.n_layers):
+            tied_to = layers[0] if layers and stack and stack.tied else None
+            layers.append(Attention(settings.n_heads, self.d_model, d_out, tied_to))
+        self.blocks = nn.ModuleList(nn.ModuleDict({"attn": layer}) for layer in layers)
+        self.layers = tuple(layers)
+        self.W_read = nn.Parameter(torch.empty(self.d_model, 1)) if stack else None
+        self._init_weights(generator)
+        self.setup()
+
+    def _init_weights(self, generator: torch.Generator) -> None:
+        heads, d_model = self.settings.n_heads, self.d_model
+        for layer in self.layers:
+            if layer.tied_to is not None:
+                continue
+            for name in "QKV":
+                drawn = _linear(heads * d_model, d_model, generator).unflatten(0, (heads, d_model))
+                layer.weight(name).data.copy_(drawn.transpose(1, 2))
+            drawn = _linear(layer.weight("O").shape[2], heads * d_model, generator)
+            layer.weight("O").data.copy_(drawn.unflatten(1, (heads, d_model)).permute(1, 2, 0))
+            _shrink(layer, self.settings.init)
+        if self.W_read is not None:
+            self.W_read.data.copy_(_linear(1, d_model, generator).T)
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch example d_model"],
+        z_q: Float[Tensor, "batch d_model"],
+        lengths: Sequence[int] | None = None,
+        factored: bool = False,
+    ) -> Float[Tensor, "batch length"]:
+        """Predictions of y_q from the first `lengths` examples each, by default from all.
+
+        Args:
+            factored: the fast form, for training, in which no hook sees anything.
+        """
+        query, blind = z_q.unsqueeze(1), None
+        if lengths is not None:
+            query = query.expand(-1, len(lengths), -1)
+            blind = _blind(lengths, z)
+        for layer in self.layers[:-1]:
+            z, query = self._token_layer(layer, z, query, blind, factored)
+        out = self.layers[-1](query, z, blind, factored)
+        if self.W_read is not None:
+            out = self._add(query, out) @ self.W_read
+        return out.squeeze(2)
+
+    def _token_layer(
+        self,
+        layer: Attention,
+        z: Float[Tensor, "batch example d_model"],
+        query: Float[Tensor, "batch length d_model"],
+        blind: Float[Tensor, "length example"] | None,
+        factored: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Examples and z_q after a layer that is not the last."""
+        n = z.shape[1]
+        rows = torch.cat([z[:, 1:], query], 1)
+        causal = _blind(range(1, n), z)
+        blind = torch.cat([causal, z.new_zeros(1, n) if blind is None else blind])
+        out = F.pad(layer(rows, z, blind, factored), (0, 0, 1, 0))
+        return self._add(z, out[:, :n]), self._add(query, out[:, n:])
+
+    def _add(self, before: Tensor, out: Tensor) -> Tensor:
+        assert self.settings.stack is not None
+        return before + out if self.settings.stack.residual else out
+
+
+def _blind(lengths: Sequence[int], z: Tensor) -> Float[Tensor, "length example"]:
+    """0 for the first `lengths` examples each, -inf for the others."""
+    unseen = torch.arange(z.shape[1]) >= torch.tensor(lengths).unsqueeze(1)
+    return torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf).to(z)
+
+
+def _linear(n_out: int, n_in: int, generator: torch.Generator) -> Float[Tensor, "n_out n_in"]:
+    """The weight with which PyTorch's `Linear` starts: uniform within 1 / sqrt(n_in)."""
+    return nn.init.kaiming_uniform_(torch.empty(n_out, n_in), a=math.sqrt(5), generator=generator)
+
+
+def _shrink(layer: Attention, init: str) -> None:
+    """Set the weights that `init` wants to be small identities."""
+    if init == "random":
+        return
+    identity = torch.eye(layer.d_model) * (SMALL_QK if init == "small_id_qk" else SMALL)
+    for name in "QKV" if init == "small_id" else "QK":
+        layer.weight(name).data.copy_(identity)  # for every head
+    if init == "oppo_small_id":
+        layer.weight("Q").data[layer.n_heads // 2 :].neg_()
+
+
+def build(
+    settings: ModelSettings, data: DataSettings, generator: torch.Generator
+) -> InContextAttention:
+    """The model with initial weights drawn from `generator`, after what is to be drawn first."""
+    sample(settings.draw_first, data, generator)
+    return InContextAttention(settings, data.d, generator)

@@ -1,0 +1,143 @@
+"""In-context linear regression: from L examples (x_i, y_i) and a query x_q tell y_q.
+
+A sequence has its own regression vector beta, which the model never sees:
+
+  x_i, x_q, beta ~ N(0, I_d)      y_i = beta.x_i + e_i, e_i ~ N(0, d delta^2)      y_q = beta.x_q
+
+  Z    row i is (x_i, y_i)        [L, d + 1]
+  z_q  is (x_q, 0)                [d + 1]
+
+No sequence is seen twice. After He et al. 2025, "In-Context Linear Regression Demystified".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from toycircuits import training
+from toycircuits.config import Settings
+from toycircuits.training import Batch, BatchStream
+
+BLOCK = 16  # steps whose numbers are drawn at once; has no influence on any result
+
+
+class DataSettings(Settings):
+    """The task, and the sequences to validate on.
+
+    Attributes:
+        d: entries of x.
+        n_examples: L, examples a sequence.
+        delta: noise level; the noise of y has the variance d delta^2.
+        n_validation: sequences to validate on.
+        seed: seed of these.
+    """
+
+    d: int = Field(ge=1, le=1000)
+    n_examples: int = Field(ge=1, le=100_000)
+    delta: float = Field(ge=0, le=1e3)
+    n_validation: int = Field(ge=2, le=10_000_000)
+    seed: int = Field(ge=0, lt=2**63)
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise of y."""
+        return self.d * self.delta**2
+
+
+class TrainSettings(training.TrainSettings):
+    """How to train; sequences are drawn in batches whose size is a multiple of 16.
+
+    Torch draws normal numbers in groups of 16: then many steps' numbers drawn at once are the
+    numbers of as many single steps.
+    """
+
+    batch_size: int = Field(ge=16, multiple_of=16)
+
+
+def assemble(
+    x: Float[Tensor, "*steps batch example d"],
+    x_q: Float[Tensor, "*steps batch d"],
+    beta: Float[Tensor, "*steps batch d"],
+    noise: Float[Tensor, "*steps batch example"],
+) -> dict[str, Tensor]:
+    """Sequences from their parts.
+
+    Returns:
+        z [*steps, batch, example, d + 1], z_q [*steps, batch, d + 1], y_q [*steps, batch].
+
+    >>> x, x_q, beta = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[3.0, 5.0]]), torch.ones(1, 2)
+    >>> made = assemble(x, x_q, beta, torch.tensor([[0.5]]))
+    >>> made["z"].tolist(), made["z_q"].tolist(), made["y_q"].tolist()
+    ([[[1.0, 2.0, 3.5]]], [[3.0, 5.0, 0.0]], [8.0])
+    """
+    identity = torch.eye(x.shape[-1]).expand(*beta.shape[:-1], -1, -1)
+    z = x @ torch.cat([identity, beta.unsqueeze(-1)], -1)  # one product: x as it is, beside beta.x
+    z[..., -1] += noise
+    return {
+        "z": z,
+        "z_q": F.pad(x_q, (0, 1)),
+        "y_q": (x_q * beta).sum(-1),
+    }
+
+
+def sample_steps(
+    n_steps: int, n: int, settings: DataSettings, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Fresh sequences [n_steps, n, ...]; each step draws x, then x_q, beta and the noise."""
+    d, length = settings.d, settings.n_examples
+    sizes = {"x": (n, length, d), "x_q": (n, d), "beta": (n, d), "noise": (n, length)}
+    counts = [torch.Size(size).numel() for size in sizes.values()]
+    drawn = torch.empty(n_steps, sum(counts)).normal_(generator=generator).split(counts, 1)
+    parts = {name: part.unflatten(1, sizes[name]) for name, part in zip(sizes, drawn, strict=True)}
+    parts["noise"] *= settings.noise_variance**0.5
+    return assemble(**parts)
+
+
+def sample(n: int, settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
+    """`n` fresh sequences.
+
+    >>> settings = DataSettings(d=2, n_examples=3, delta=0.0, n_validation=2, seed=0)
+    >>> made = sample(4, settings, torch.Generator().manual_seed(0))
+    >>> made["z"].shape, made["z_q"].shape, made["y_q"].shape
+    (torch.Size([4, 3, 3]), torch.Size([4, 3]), torch.Size([4]))
+    """
+    return {name: value[0] for name, value in sample_steps(1, n, settings, generator).items()}
+
+
+def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
+    """The sequences to validate on, as `assemble` gives them."""
+    made = sample(settings.n_validation, settings, generator)
+    return {name: value.clone() for name, value in made.items()}
+
+
+def batches(
+    data: Mapping[str, Tensor],
+    settings: DataSettings,
+    train: TrainSettings,
+    generator: torch.Generator,
+) -> BatchStream:
+    """Fresh sequences at every step."""
+    device = data["z"].device
+
+    def draw(generator: torch.Generator) -> list[Batch]:
+        block = sample_steps(BLOCK, train.batch_size, settings, generator)
+        block = {name: value.to(device) for name, value in block.items()}
+        return [{name: value[i] for name, value in block.items()} for i in range(BLOCK)]
+
+    return BatchStream(draw, generator)
+
+
+def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    """Mean squared error of the prediction of y_q."""
+    predicted = model(batch["z"], batch["z_q"], factored=True)
+    return F.mse_loss(predicted, batch["y_q"].unsqueeze(1))
+
+
+def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
+    """Loss on the sequences to validate on."""
+    return {"validation_loss": loss(model, data).item()}
