@@ -30,10 +30,11 @@ def main(run_name: str, device: Device = "auto") -> None:
         experiment = run.entry.experiment
         data = load_data(layout.data_file(experiment), place)
         with config.at_key(run.key):
-            tables = [
-                member.label(ablations.ablate(member.model, data, member.data_settings, settings))
-                for member in load_members(layout.trajectories(experiment, run_name), place)
-            ]
+            tables = []
+            for member in load_members(layout.trajectories(experiment, run_name), place):
+                own = member.train_settings.select(data)
+                table = ablations.ablate(member.model, own, member.data_settings, settings)
+                tables.append(member.label(table))
         path = layout.tables(experiment) / run_name / "ablations.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.concat(tables).to_csv(path, index=False, float_format=layout.FLOAT_FORMAT)

@@ -34,9 +34,10 @@ def main(run_name: str, device: Device = "auto") -> None:
         parts = defaultdict(list)
         values = {}
         for member in load_members(layout.trajectories(experiment, run_name), place):
+            own = member.train_settings.select(data)
             with config.at_key(run.key):
                 tables, values[member.name] = metrics.measure(
-                    member.model, member.states(), data, member.data_settings, settings
+                    member.model, member.states(), own, member.data_settings, settings
                 )
             for name, table in tables.items():
                 parts[name].append(member.label(table))

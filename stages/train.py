@@ -44,6 +44,7 @@ def train_run(run: config.Run, device: str) -> None:
     place = prepare(device)
     data_path = layout.data_file(experiment)
     data = {name: tensor.to(place) for name, tensor in read_tensors(data_path)[0].items()}
+    data = settings.select(data)
     out = layout.trajectories(experiment, run.name)
     rows = []
     for variant, (weight_seed, batch_seed) in itertools.product(models, settings.members):

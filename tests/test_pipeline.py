@@ -16,6 +16,9 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+# A grid's runs are alike, and each costs three stages: here the first stands for them all.
+for name in [name for name, run in PARAMS["runs"].items() if not run.get("publish", True)][1:]:
+    del PARAMS["runs"][name]
 SLICES = sorted(path.parent.name for path in SRC.glob("toycircuits/experiments/*/task.py"))
 SLICE_FILES = ("task", "model", "metrics", "ablations", "figures")
 STAGES = {stage: f"stages/{stage}.py" for stage in ("generate", "train", "measure", "ablate")}
@@ -33,6 +36,17 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"n_lists": 512, "n_sampled": 20},
         "train": {"length": 30, "checkpoint_every": 10},
         "ablate": {"mean_lists": 100},
+    },
+    "list_copy_100": {
+        "data": {"n_symbols": 5},
+        "model": {"d_model": 8, "d_head": 8},
+        # The main run has a length of its own: here it stops as soon as one output is right.
+        "train": {
+            **{"batch_size": 8, "length": 4, "log_every": 2},
+            "stop": {"metric": "accuracy", "at_least": 0.01},
+        },
+        "measure": {"sample": [2, 1]},
+        "ablate": {"sample": [2, 1]},
     },
     "linear_regression": {
         "data": {"d": 2, "n_examples": 5, "n_validation": 20},

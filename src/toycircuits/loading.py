@@ -14,6 +14,7 @@ from transformer_lens import HookedRootModule
 
 from toycircuits.checkpoints import Trajectory, read_tensors
 from toycircuits.config import InputError, Settings
+from toycircuits.training import TrainSettings
 
 
 def load_data(path: Path, device: torch.device) -> dict[str, Tensor]:
@@ -29,12 +30,14 @@ class Member:
         name: unique in its run, made of variant and seeds.
         model: holds the final weights.
         data_settings: settings of the task that it was trained on.
+        train_settings: how it was trained.
         metadata: what the checkpoint says of itself.
     """
 
     name: str
     model: HookedRootModule
     data_settings: Settings
+    train_settings: TrainSettings
     metadata: dict[str, Any]
     trajectory: Trajectory
 
@@ -61,12 +64,19 @@ def load_members(folder: Path, device: torch.device) -> Iterator[Member]:
         trajectory = Trajectory(path)
         state, metadata = trajectory.load()
         model, data_settings = build_model(state, metadata, path)
-        yield Member(path.name, model.to(device), data_settings, metadata, trajectory)
+        train = train_settings(metadata, path)
+        yield Member(path.name, model.to(device), data_settings, train, metadata, trajectory)
 
 
 def slice_module(metadata: dict[str, Any], name: str) -> ModuleType:
     """Module `name` ("task", "model", ...) of the slice that a checkpoint belongs to."""
     return importlib.import_module(f"toycircuits.experiments.{metadata['slice']}.{name}")
+
+
+def train_settings(metadata: dict[str, Any], origin: Path) -> TrainSettings:
+    """How the model of a checkpoint was trained."""
+    task = slice_module(metadata, "task")
+    return task.TrainSettings.parse(metadata["train"], f"{origin}: train")
 
 
 def build_model(

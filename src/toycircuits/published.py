@@ -1,5 +1,6 @@
 """The published weights: a hooked model, its data and its settings, right after a clone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformer_lens import HookedRootModule
 from toycircuits.checkpoints import read_tensors
 from toycircuits.config import InputError, Settings
 from toycircuits.layout import weights_file
-from toycircuits.loading import build_model, slice_module
+from toycircuits.loading import build_model, slice_module, train_settings
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class PublishedRun:
     """
 
     model: HookedRootModule
-    data: dict[str, Tensor]
+    data: Mapping[str, Tensor]
     data_settings: Settings
     settings: dict[str, Any]
 
@@ -76,6 +77,6 @@ def load_run(name: str, member: str | None = None, root: Path | str | None = Non
     model, data_settings = build_model(state, members[member], file)
     task = slice_module(members[member], "task")
     generator = torch.Generator().manual_seed(members[member]["data"]["seed"])
-    return PublishedRun(
-        model, task.generate(data_settings, generator), data_settings, members[member]
-    )
+    data = task.generate(data_settings, generator)
+    seen = train_settings(members[member], file).select(data)
+    return PublishedRun(model, seen, data_settings, members[member])

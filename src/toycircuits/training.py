@@ -105,6 +105,10 @@ class TrainSettings(Settings):
         """(weight seed, batch seed) of each model that is trained."""
         return list(zip(self.weight_seeds, self.batch_seeds or cycle([None]), strict=False))
 
+    def select(self, data: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What a model trained with these settings sees of the data; a task may override it."""
+        return data
+
 
 class BatchStream:
     """An endless stream of batches, made in blocks: an epoch's order, or many steps' fresh draws.

@@ -141,6 +141,8 @@ def test_last_partial_batch_is_kept(data: dict[str, Tensor], settings: task.Data
         (task.DataSettings, DATA, {"n_symbols": 4.0}),
         (task.DataSettings, DATA, {"layout": "sideways"}),
         (task.DataSettings, DATA, {"n_list": 3}),
+        (task.DataSettings, DATA, {"train_fraction": 0.5}),
+        (task.DataSettings, DATA, {"n_lists": None}),
         (task.TrainSettings, TRAIN, {"batch_size": None}),
         (model.ModelSettings, MODEL, {"d_head": 4}),
         (model.ModelSettings, MODEL, {"n_heads": 0}),
@@ -325,7 +327,8 @@ def test_pca_of_a_planted_plane() -> None:
 
 def test_patterns_by_cell(data: dict[str, Tensor], settings: task.DataSettings) -> None:
     made = randomise_biases(make_model(settings))
-    table = metrics.pattern_table(made, data["all_inputs"], 9, "(2, 1)")
+    inputs = data["all_inputs"]
+    table = metrics.pattern_table(made, {"(2, 1)": inputs[9:10], "all lists": inputs})
     assert len(table) == 2 * 2 * 25
     for _, part in table.groupby(["subset", "layer"]):
         cells = part["weight"].to_numpy().reshape(5, 5)

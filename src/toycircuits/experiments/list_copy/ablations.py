@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -15,9 +15,11 @@ from toycircuits.experiments.list_copy.task import (
     POSITIONS,
     UNSCORED,
     DataSettings,
-    copied,
+    accuracies,
+    evaluation_lists,
     list_row,
     scored_positions,
+    written,
 )
 from toycircuits.interventions import Ablation, ablated, mean_activations
 from toycircuits.transformer import Transformer
@@ -36,12 +38,13 @@ class AblateSettings(Settings):
     """What to evaluate on.
 
     Attributes:
-        sample: the list reported by itself, beside the mean over all lists.
-        mean_lists: how many of the training lists the mean patterns are taken over.
+        sample: the list reported by itself, beside the mean over the lists that results are over.
+        mean_lists: how many of the training lists the mean patterns are taken over, or null for
+            the lists that results are over.
     """
 
     sample: tuple[int, int]
-    mean_lists: int = Field(ge=1)
+    mean_lists: int | None = Field(ge=1)
 
 
 def plan(n_layers: int, n_heads: int) -> list[Step]:
@@ -61,17 +64,32 @@ def plan(n_layers: int, n_heads: int) -> list[Step]:
     return steps
 
 
-def score(
-    model: Transformer, data: Mapping[str, Tensor]
-) -> tuple[Float[Tensor, "list pos"], Bool[Tensor, " list"]]:
-    """Loss of each prediction that counts, over all lists, and whether each list is copied.
+def score(model: Transformer, lists: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " list"]]:
+    """Loss and accuracies of each list, and beside them the loss of each prediction that counts.
 
-    The loss is that of the whole sequence given; copying feeds the model its own predictions.
+    The loss is that of the whole sequence given; in the layout `next_token`, the accuracy is that
+    of a model that is fed its own predictions.
     """
-    targets = data["all_targets"]
-    logits = model(data["all_inputs"]).transpose(1, 2)
-    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=UNSCORED)
-    return losses[:, list(scored_positions(targets))], copied(model, data["all_inputs"])
+    inputs, targets = lists["inputs"], lists["targets"]
+    logits = model(inputs).transpose(1, 2)
+    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=UNSCORED).double()
+    positions = {f"loss_at_{POSITIONS[pos]}": losses[:, pos] for pos in scored_positions(targets)}
+    mean = torch.stack(list(positions.values())).mean(0)
+    return {"loss": mean, **accuracies(written(model, **lists), **lists), **positions}
+
+
+def reference(data: Mapping[str, Tensor], settings: AblateSettings) -> Int[Tensor, "list pos"]:
+    """Inputs that the mean patterns are taken over.
+
+    Raises:
+        InputError: there are too few training lists.
+    """
+    if settings.mean_lists is None:
+        return evaluation_lists(data)[1]["inputs"]
+    if settings.mean_lists > len(data["inputs"]):
+        found, allowed = settings.mean_lists, len(data["inputs"])
+        raise InputError(f"ablate.mean_lists: found {found}; allowed is at most {allowed}")
+    return data["inputs"][: settings.mean_lists]
 
 
 def ablate(
@@ -80,34 +98,25 @@ def ablate(
     task: DataSettings,
     settings: AblateSettings,
 ) -> pd.DataFrame:
-    """One row an ablation and subset (the sample list, or all lists).
+    """One row an ablation and subset (the sample list, or all that results are over).
 
-    Beside `loss` (nats, the mean over the predictions) and `accuracy` (exact match of greedy
-    generation), `loss_at_d1` and so on are the losses of the predictions made at each position.
+    Beside `loss` (nats, the mean over the predictions) and the accuracies, `loss_at_d1` and so on
+    are the losses of the predictions made at each position.
 
     Raises:
         InputError: the sample is no list of the task, or there are too few training lists.
     """
-    if settings.mean_lists > len(data["inputs"]):
-        found, allowed = settings.mean_lists, len(data["inputs"])
-        raise InputError(f"ablate.mean_lists: found {found}; allowed is at most {allowed}")
     row = list_row(settings.sample, task, "ablate.sample")
-    subsets = {str(settings.sample): slice(row, row + 1), "all lists": slice(None)}
+    sample = {name: data[f"all_{name}"][row : row + 1] for name in ("inputs", "targets")}
+    subsets = dict([(str(settings.sample), sample), evaluation_lists(data)])
+    means_over = reference(data, settings)
     steps = plan(model.settings.n_layers, model.settings.n_heads)
     names = {one.name for _, ablations in steps for one in ablations if one.method == "mean"}
-    means = mean_activations(
-        model, lambda: model(data["inputs"][: settings.mean_lists]), sorted(names)
-    )
-    positions = [f"loss_at_{POSITIONS[pos]}" for pos in scored_positions(data["all_targets"])]
+    means = mean_activations(model, lambda: model(means_over), sorted(names))
     rows: list[dict[str, str | int | float]] = []
     for columns, ablations in steps:
         with torch.no_grad(), ablated(model, ablations, means):
-            losses, correct = score(model, data)
-        for name, part in subsets.items():
-            by_position = losses[part].double().mean(0)
-            values = {"loss": by_position.mean(), "accuracy": correct[part].double().mean()}
-            values |= dict(zip(positions, by_position, strict=True))
-            rows.append(
-                {**columns, "subset": name} | {key: value.item() for key, value in values.items()}
-            )
+            for name, lists in subsets.items():
+                values = {key: each.mean().item() for key, each in score(model, lists).items()}
+                rows.append({**columns, "subset": name, **values})
     return pd.DataFrame(rows)

@@ -1,7 +1,8 @@
 """Figures of the list-copy experiments, drawn from their tables.
 
-Pictures of one model show the first in the table. Curves show a line for each model, and bars the
-mean over seeds with their range.
+Pictures of one model show the first in the table, whose run is the one named like the experiment.
+Curves show a line for each model, and bars the mean over seeds with their range. A grid is made of
+the runs that have variants: a cell is one architecture.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from toycircuits.plotting import COLORS, SEQUENTIAL
 
 MODEL = ["run", "variant", "seed"]  # the columns that tell models apart
 GREEN, GREY = COLORS[2], "#777777"
+LEGEND_BELOW = {"orientation": "h", "y": -0.16, "x": 0.5, "xanchor": "center"}
 NATS = "cross-entropy (nats)"
 ABLATIONS = {
     ("none", "none"): "none",
@@ -30,7 +32,38 @@ PREDICTIONS = {
     "loss_at_SEP": "SEP predicts o1",
     "loss_at_o1": "o1 predicts o2",
 }
+OUTPUTS = {"loss_at_o1": "o1", "loss_at_o2": "o2"}
 COLORED_BY = {"sum": "d1 + d2", "d1": "d1", "d2": "d2"}
+CELL = ["n_layers", "normalization", "use_bias", "freeze_W_V", "freeze_W_O"]
+# Columns of the grid, by (freeze_W_V, freeze_W_O), in the order that published values are given in.
+FREEZING = {
+    (False, False): "both trained",
+    (False, True): "W_O frozen",
+    (True, False): "W_V frozen",
+    (True, True): "both frozen",
+}
+NORMAL_QUANTILE = 1.959964  # of a two-sided interval of 95%
+
+
+Steps = tuple[int, int]
+
+
+class GridSettings(Settings):
+    """How to read the grid of architectures, and what was published of it.
+
+    Attributes:
+        solved: accuracy from which a model counts as copying.
+        plateau, jumped: ranges of accuracy that models which do not are counted in.
+        published_accuracy: run -> accuracy of its cells (both trained, W_O frozen, W_V frozen, both
+            frozen).
+        published_steps: run -> first and last step at which its cells were found solved.
+    """
+
+    solved: float = Field(gt=0, le=1)
+    plateau: tuple[float, float]
+    jumped: tuple[float, float]
+    published_accuracy: dict[str, tuple[float, float, float, float]]
+    published_steps: dict[str, tuple[Steps, Steps, Steps, Steps]]
 
 
 class RenderSettings(Settings):
@@ -39,9 +72,11 @@ class RenderSettings(Settings):
     Attributes:
         published_accuracy: accuracies of the original study, one after each of the equal parts of
             the training (its epochs), or null for none.
+        grid: how to read the grid of architectures, where the experiment has one.
     """
 
     published_accuracy: tuple[float, ...] | None = Field(min_length=1)
+    grid: GridSettings | None = None
 
 
 def first_model(table: pd.DataFrame) -> pd.DataFrame:
@@ -49,10 +84,16 @@ def first_model(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.groupby(MODEL, dropna=False, sort=False).ngroup() == 0]
 
 
+def first_run(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first run in the table."""
+    return table[table["run"] == table["run"].iloc[0]]
+
+
 def over_seeds(table: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
     """Mean of `value` over the seeds of the first run, and how far it reaches up and down."""
-    own = table[table["run"] == table["run"].iloc[0]]
-    stats = own.groupby(keys, sort=False)[value].agg(["mean", "min", "max"]).reset_index()
+    stats = (
+        first_run(table).groupby(keys, sort=False)[value].agg(["mean", "min", "max"]).reset_index()
+    )
     stats["up"], stats["down"] = stats["max"] - stats["mean"], stats["mean"] - stats["min"]
     return stats
 
@@ -115,7 +156,7 @@ def attention(patterns: pd.DataFrame, subset: str) -> go.Figure:
         f"layer {layer}, head {head}": part["weight"].to_numpy().reshape(len(labels), -1)
         for (layer, head), part in table.groupby(["layer", "head"])
     }
-    whose = "mean over all lists" if subset == "all lists" else f"list {subset}"
+    whose = f"list {subset}" if is_one_list(subset) else f"mean over {subset}"
     figure = px.imshow(
         np.stack(list(parts.values())),
         x=labels,
@@ -135,6 +176,11 @@ def attention(patterns: pd.DataFrame, subset: str) -> go.Figure:
     return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
 
 
+def is_one_list(subset: str) -> bool:
+    """Whether the subset is a single list, named like (8, 3), and not many."""
+    return subset.startswith("(")
+
+
 def named(ablations: pd.DataFrame) -> pd.DataFrame:
     """The table with the columns `ablation` and `where`, the words for what was done."""
     pairs = zip(ablations["component"], ablations["method"], strict=True)
@@ -144,7 +190,7 @@ def named(ablations: pd.DataFrame) -> pd.DataFrame:
 
 
 def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
-    """Loss above accuracy under each ablation, for the sample and for all lists."""
+    """Accuracy above loss under each ablation, for the sample and for all lists."""
     table = named(ablations).melt(
         [*MODEL, "subset", "ablation", "where"], ["loss", "accuracy"], "metric", "value"
     )
@@ -176,9 +222,7 @@ def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
         for column, subset in enumerate(subsets, start=1):
             level = none[metric, subset]
             figure.add_hline(level, line_dash="dash", line_color=GREY, row=row, col=column)
-    return figure.update_layout(
-        legend={"orientation": "h", "y": -0.08, "x": 0.5, "xanchor": "center"}
-    )
+    return figure.update_layout(legend=LEGEND_BELOW | {"y": -0.08})
 
 
 def _facet(text: str) -> str:
@@ -186,18 +230,20 @@ def _facet(text: str) -> str:
     kind, _, name = text.partition("=")
     if kind == "metric":
         return ""
-    return name if name == "all lists" else f"list {name}"
+    return f"list {name}" if is_one_list(name) else name
 
 
 def ablation_positions(ablations: pd.DataFrame) -> go.Figure:
     """What each prediction adds to the loss over all lists, under each ablation."""
-    table = named(ablations[ablations["subset"] == "all lists"])
+    subset = ablations["subset"].unique()[-1]
+    table = named(ablations[ablations["subset"] == subset])
     columns = [name for name in table.columns if name.startswith("loss_at_")]
     table["case"] = table["ablation"] + ", " + table["where"]
     table.loc[table["ablation"] == "none", "case"] = "none"
     long = table.melt([*MODEL, "case"], columns, "prediction", "part")
     long["part"] /= len(columns)
-    long["prediction"] = long["prediction"].replace(PREDICTIONS)
+    names = PREDICTIONS if "loss_at_d1" in columns else OUTPUTS
+    long["prediction"] = long["prediction"].replace(names)
     figure = px.bar(
         over_seeds(long, ["case", "prediction"], "part"),
         x="mean",
@@ -206,7 +252,7 @@ def ablation_positions(ablations: pd.DataFrame) -> go.Figure:
         orientation="h",
         color_discrete_sequence=COLORS,
         labels={"mean": f"contribution to the mean {NATS}", "case": "", "prediction": ""},
-        title="Which predictions an ablation harms (all lists)",
+        title=f"Which predictions an ablation harms ({subset})",
     )
     figure.update_layout(legend_traceorder="normal")
     return figure.update_yaxes(autorange="reversed")
@@ -273,28 +319,320 @@ def probes(table: pd.DataFrame) -> go.Figure:
     return figure.update_yaxes(range=[0, 1.05])
 
 
+def copying_loss(training: pd.DataFrame) -> go.Figure:
+    """Loss of the batch and of validation over the training of the first run."""
+    own = first_run(training)
+    title = f"Validation loss at the end: {at_end(own, 'loss'):.3g} nats"
+    names = {"train_loss": "batch", "loss": "validation"}
+    figure = curves(own, names, NATS, title).update_yaxes(type="log", dtick=1)
+    return figure.update_layout(legend={"y": 0.98})
+
+
+def copying_accuracy(training: pd.DataFrame) -> go.Figure:
+    """Shares of outputs and of whole lists that are right, over the training of the first run."""
+    own = first_run(training)
+    names = {"accuracy": "outputs right", "accuracy_lists": "lists right"}
+    title = f"Right outputs at the end: {at_end(own, 'accuracy'):.2%} of the validation lists'"
+    figure = curves(own, names, "accuracy (validation)", title)
+    return figure.update_yaxes(range=[-0.03, 1.05])
+
+
+def batch_orders(training: pd.DataFrame) -> go.Figure:
+    """Validation accuracy and loss of the runs without variants, which differ in batch order."""
+    own = training[training["variant"].isna()]
+    names = {"accuracy": "accuracy", "loss": NATS}
+    table = own.rename(columns=names).melt([*MODEL, "step"], list(names.values()), "of", "value")
+    figure = px.line(
+        table,
+        x="step",
+        y="value",
+        color="run",
+        line_dash="run",
+        line_group="seed",
+        facet_row="of",
+        facet_row_spacing=0.06,
+        color_discrete_sequence=COLORS,
+        labels={"step": "optimiser step", "value": "", "run": ""},
+        title="The first epoch's batches for ever, and new ones each epoch (validation)",
+        height=560,
+    )
+    figure.for_each_annotation(lambda note: note.update(text=""))
+    figure.update_yaxes(matches=None)
+    figure.update_yaxes(title="accuracy", row=2)
+    figure.update_yaxes(title=NATS, type="log", dtick=1, row=1)
+    return figure.update_layout(legend=LEGEND_BELOW)
+
+
+def weight_ranges(ranges: pd.DataFrame) -> go.Figure:
+    """How the attention of the first model varies, by the weight on each query's first key."""
+    table = first_model(ranges).drop_duplicates(["layer", "head", "query"])
+    figure = go.Figure()
+    for (query, key), part in table.groupby(["query", "key"], sort=False):
+        figure.add_box(
+            x="layer " + part["layer"].astype(str),
+            lowerfence=part["min"],
+            q1=part["q05"],
+            median=part["median"],
+            q3=part["q95"],
+            upperfence=part["max"],
+            name=f"{query} to {key}",
+        )
+    figure.update_layout(
+        title="Attention over the validation lists: median, 90% of them, all",
+        boxmode="group",
+        showlegend=True,
+    )
+    return figure.update_yaxes(title="attention weight", range=[-0.03, 1.03])
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95% interval of a rate after Wilson (1927): the rates that the count does not reject.
+
+    >>> [round(bound, 4) for bound in wilson(0, 3)], [round(bound, 4) for bound in wilson(5, 10)]
+    ([0.0, 0.5615], [0.2366, 0.7634])
+    """
+    z2 = NORMAL_QUANTILE**2
+    rate = successes / trials
+    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    reach = np.sqrt(rate * (1 - rate) * z2 / trials + z2**2 / (4 * trials**2)) / (1 + z2 / trials)
+    return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
+
+
+def outcomes(models: pd.DataFrame, keys: list[str], grid: GridSettings) -> pd.DataFrame:
+    """Models of each group counted by where their final accuracy lies; a row a group.
+
+    `rate` is the share of solved ones, with its 95% interval; `step` their median last step.
+    """
+    rows = []
+    for group, part in models.groupby(keys, sort=False):
+        accuracy = part["accuracy"]
+        solved = accuracy >= grid.solved
+        low, high = wilson(int(solved.sum()), len(part))
+        rows.append(
+            {
+                **dict(zip(keys, group, strict=True)),
+                **{"models": len(part), "solved": int(solved.sum())},
+                **{"rate": solved.mean(), "rate_low": low, "rate_high": high},
+                "on_plateau": int(accuracy.between(*grid.plateau).sum()),
+                "jumped": int(accuracy.between(*grid.jumped).sum()),
+                **{"accuracy": accuracy.mean(), "lowest": accuracy.min()},
+                **{"highest": accuracy.max(), "step": part.loc[solved, "step"].median()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def grid_cells(models: pd.DataFrame, grid: GridSettings) -> pd.DataFrame:
+    """One row a cell of the grid: what was measured, with the published values beside it."""
+    own = models[models["variant"] != ""].sort_values(CELL, key=_published_order, kind="stable")
+    table = outcomes(own, ["run", *CELL], grid)
+    column = [list(FREEZING).index(pair) for pair in _freezing(table)]
+    places = list(zip(table["run"], column, strict=True))
+    unknown, nothing = (np.nan,) * 4, ((np.nan, np.nan),) * 4
+    accuracy = [grid.published_accuracy.get(run, unknown)[i] for run, i in places]
+    steps = [grid.published_steps.get(run, nothing)[i] for run, i in places]
+    table["published_accuracy"] = accuracy
+    table[["published_step_from", "published_step_to"]] = np.array(steps, dtype=float)
+    return table
+
+
+def _published_order(column: pd.Series) -> pd.Series:
+    return column == "LN" if column.name == "normalization" else column
+
+
+def _freezing(table: pd.DataFrame) -> list[tuple[bool, bool]]:
+    flags = zip(table["freeze_W_V"], table["freeze_W_O"], strict=True)
+    return [(bool(value), bool(output)) for value, output in flags]
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """The table in the published order, with the words for a cell of the grid.
+
+    `depth`, `kind` and, of both, `shape` name its row, `freezing` its column.
+    """
+    table = table.sort_values(CELL, key=_published_order, kind="stable")
+    norm = table["normalization"].where(table["normalization"] == "LN", "no LN")
+    kind = norm + ", " + table["use_bias"].map({True: "bias", False: "no bias"})
+    depth = table["n_layers"].astype(str) + " layers"
+    freezing = [FREEZING[pair] for pair in _freezing(table)]
+    return table.assign(depth=depth, kind=kind, shape=depth + ", " + kind, freezing=freezing)
+
+
+def pivoted(cells: pd.DataFrame, values: str) -> pd.DataFrame:
+    """Column `values` of the cells as rows of shapes and columns of freezing."""
+    wide = cells.pivot(index="shape", columns="freezing", values=values)
+    return wide.loc[cells["shape"].unique(), list(FREEZING.values())]
+
+
+def cell_text(cell: pd.Series, grid: GridSettings) -> str:
+    """What the grid's table says of a cell: accuracy or when it was solved; and as published."""
+    if cell["solved"] == cell["models"]:
+        text = f"≥ {grid.solved:g}, step {cell['step']:.0f}"
+    elif cell["models"] == 1:
+        text = f"{cell['accuracy']:.4f}"
+    else:
+        text = f"{cell['lowest']:.3f} to {cell['highest']:.3f}"
+        text += f", {cell['solved']} solved" if cell["solved"] else ""
+    first, last = cell["published_step_from"], cell["published_step_to"]
+    if cell["published_accuracy"] == cell["published_accuracy"]:
+        return f"{text}<br><i>{cell['published_accuracy']:.4f}</i>"
+    if first == first:
+        steps = f"{first:.0f}" if first == last else f"{first:.0f} to {last:.0f}"
+        return f"{text}<br><i>≥ {grid.solved:g}, step {steps}</i>"
+    return text
+
+
+def grid_table(cells: pd.DataFrame, grid: GridSettings) -> go.Figure:
+    """The grid in words: measured, and below it in italics what was published."""
+    table = labelled(cells)
+    table["text"] = [cell_text(cell, grid) for _, cell in table.iterrows()]
+    wide = pivoted(table, "text")
+    published = table["text"].str.contains("<i>").any()
+    height = 48 if published else 26  # pixels of a row: two lines or one
+    header = {"values": ["", *wide.columns], "align": "left", "fill_color": "#e6e6e6"}
+    values = [list(wide.index), *(list(wide[name]) for name in wide.columns)]
+    body = {"values": values, "align": "left", "fill_color": "white", "height": height}
+    figure = go.Figure(go.Table(header=header, cells=body, columnwidth=[1.3, 1, 1, 1, 1]))
+    figure.update_traces(header_font_size=13, cells_font_size=13, cells_line_color="#cccccc")
+    note = " (italics: published)" if published else ""
+    return figure.update_layout(
+        title=f"Validation accuracy at the end, by architecture{note}",
+        width=1100,
+        height=110 + height * len(wide),
+        margin={"l": 10, "r": 10, "b": 10},
+    )
+
+
+def grid_accuracy(cells: pd.DataFrame) -> go.Figure:
+    """The grid as a heatmap of accuracies, means over seeds."""
+    figure = px.imshow(
+        pivoted(labelled(cells), "accuracy"),
+        zmin=0,
+        zmax=1,
+        aspect="auto",
+        text_auto=".3f",
+        color_continuous_scale=SEQUENTIAL,
+        labels={"x": "", "y": "", "color": "accuracy"},
+        title="Validation accuracy at the end, mean over seeds",
+    )
+    return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
+
+
+def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
+    """Accuracy over steps in every cell: a line a model, a row for each depth."""
+    cells = labelled(architecture.dropna(subset="variant"))
+    table = cells.merge(training, on=MODEL)
+    figure = px.line(
+        table,
+        x="step",
+        y="accuracy",
+        color="kind",
+        line_group="seed",
+        facet_row="depth",
+        facet_col="freezing",
+        facet_row_spacing=0.16,
+        category_orders={"freezing": list(FREEZING.values())},
+        color_discrete_sequence=COLORS,
+        labels={"step": "optimiser step", "accuracy": "validation accuracy", "kind": ""},
+        title="Validation accuracy over training, by architecture",
+        width=1000,
+        height=600,
+    )
+    figure.update_traces(line_width=1.2)
+    figure.update_xaxes(matches=None, showticklabels=True)
+    for row, depth in enumerate(reversed(table["depth"].unique()), start=1):  # from below
+        last = table.loc[table["depth"] == depth, "step"].max()
+        figure.update_xaxes(range=[0, 1.03 * last], row=row)
+    figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
+    return figure
+
+
+def grid_outputs(shares: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
+    """What the models of every cell write for a list of two different numbers."""
+    table = labelled(architecture.dropna(subset="variant")).merge(shares, on=MODEL)
+    mean = table.groupby(["shape", "freezing", "outcome"], sort=False)["share"].mean()
+    figure = px.bar(
+        mean.reset_index(),
+        x="share",
+        y="shape",
+        color="outcome",
+        facet_col="freezing",
+        orientation="h",
+        category_orders={
+            "freezing": list(FREEZING.values()),
+            "shape": list(table["shape"].unique()),
+        },
+        color_discrete_sequence=(*COLORS[:4], "#bbbbbb"),
+        labels={"share": "", "shape": "", "outcome": "written for d1 d2"},
+        title="What is written for validation lists of two different numbers, share of them",
+        width=1000,
+    )
+    figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
+    return figure.update_xaxes(tickvals=[0, 0.5, 1])
+
+
 def compare(
     tables: Mapping[str, pd.DataFrame], settings: RenderSettings
 ) -> dict[str, pd.DataFrame]:
-    """Final loss and accuracy of every model."""
-    index = ["run", "variant", "seed"]
+    """Final loss and accuracy of every model; of a grid also each cell, and each batch order."""
     training = tables["training"].fillna({"variant": ""})
-    return {"models": training.groupby(index).last().reset_index()}
+    models = training.groupby(MODEL).last().reset_index()
+    if settings.grid is None:
+        return {"models": models}
+    models = models.merge(tables["architecture"].fillna({"variant": ""}), on=MODEL)
+    plain = models[models["variant"] == ""]
+    return {
+        "models": models,
+        "grid": grid_cells(models, settings.grid),
+        "batch_orders": outcomes(plain, ["run"], settings.grid),
+    }
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
     """All figures, by name."""
-    training, ablations, patterns = (tables[k] for k in ("training", "ablations", "patterns"))
+    ablations, patterns = tables["ablations"], tables["patterns"]
     sample, everything = patterns["subset"].unique()
     figures = {
-        "loss": loss(training),
-        "accuracy": accuracy(training, settings),
         "attention_sample": attention(patterns, sample),
         "attention_mean": attention(patterns, everything),
         "ablations": ablation_bars(ablations),
         "ablation_positions": ablation_positions(ablations),
+    }
+    figures |= draw_in_place(tables) if "outcomes" in tables else draw_next_token(tables, settings)
+    return figures if settings.grid is None else figures | draw_grid(tables, settings.grid)
+
+
+def draw_next_token(
+    tables: Mapping[str, pd.DataFrame], settings: RenderSettings
+) -> dict[str, go.Figure]:
+    """The figures of the layout `next_token` alone."""
+    training = tables["training"]
+    figures = {
+        "loss": loss(training),
+        "accuracy": accuracy(training, settings),
         "explained_variance": explained_variance(tables["pca_variance"]),
         "probes": probes(tables["probes"]),
     }
     scatters = {f"pca_{by}": pca(tables["pca"], tables["pca_variance"], by) for by in COLORED_BY}
     return figures | scatters
+
+
+def draw_in_place(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
+    """The figures of the layout `in_place` alone, of the runs without variants."""
+    return {
+        "loss": copying_loss(tables["training"]),
+        "accuracy": copying_accuracy(tables["training"]),
+        "batch_orders": batch_orders(tables["training"]),
+        "attention_ranges": weight_ranges(tables["pattern_ranges"]),
+    }
+
+
+def draw_grid(tables: Mapping[str, pd.DataFrame], grid: GridSettings) -> dict[str, go.Figure]:
+    """The figures of the grid's cells."""
+    cells, architecture = tables["grid"], tables["architecture"]
+    return {
+        "grid_table": grid_table(cells, grid),
+        "grid_accuracy": grid_accuracy(cells),
+        "grid_curves": grid_curves(tables["training"], architecture),
+        "grid_outputs": grid_outputs(tables["outcomes"], architecture),
+    }

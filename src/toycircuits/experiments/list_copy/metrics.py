@@ -1,7 +1,7 @@
-"""What the separator token holds: its vector's principal components, and linear probes of it.
+"""Attention patterns, what is written, and what the separator token holds.
 
-Each number comes with controls: the same network before training, and for the probes also labels
-that are shuffled.
+Its vector's principal components and linear probes come with controls: the same network before
+training, and for the probes also labels that are shuffled.
 """
 
 import copy
@@ -22,16 +22,20 @@ from torch import Tensor
 from toycircuits.config import InputError, Settings
 from toycircuits.experiments.list_copy.task import (
     LIST_LENGTH,
+    OUTPUTS,
     POSITIONS,
     SEP,
     DataSettings,
     evaluate,
+    evaluation_lists,
     list_row,
+    written,
 )
-from toycircuits.transformer import Transformer
+from toycircuits.transformer import Transformer, rows_needed
 
 Tables = dict[str, pd.DataFrame]
 SHOWN = 3  # principal components with coordinates: as many as a picture has dimensions
+QUANTILES = {"min": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
 SOLVER_STEPS = 10_000  # far more than the solver takes; it warns when it does not converge
 
 
@@ -54,10 +58,11 @@ class MeasureSettings(Settings):
 
     Attributes:
         sample: the list whose attention patterns are shown.
+        probe: how to probe the separator's vector, or null to leave that vector alone.
     """
 
     sample: tuple[int, int]
-    probe: ProbeSettings
+    probe: ProbeSettings | None
 
 
 def activations(model: Transformer, inputs: Int[Tensor, "list pos"]) -> dict[str, Tensor]:
@@ -89,24 +94,122 @@ def centred_norm(vectors: Float[np.ndarray, "list d_model"]) -> float:
     return float(np.linalg.norm(centred, axis=1).mean())
 
 
+def patterns_of(
+    model: Transformer, inputs: Int[Tensor, "list pos"]
+) -> Float[np.ndarray, "layer list head query key"]:
+    """Attention patterns as the model computes them."""
+    acts = activations(model, inputs)
+    layers = range(model.settings.n_layers)
+    patterns = [acts[f"blocks.{i}.attn.hook_pattern"].double().cpu().numpy() for i in layers]
+    return np.stack(patterns)
+
+
 def pattern_table(
-    model: Transformer, inputs: Int[Tensor, "list pos"], sample: int, name: str
+    model: Transformer, subsets: Mapping[str, Int[Tensor, "list pos"]]
 ) -> pd.DataFrame:
-    """Attention patterns of the list in row `sample`, called `name`, and their mean over all.
+    """Mean attention pattern over each subset of lists.
 
     One row a cell; a cell that the mask forbids has no weight.
     """
-    acts = activations(model, inputs)
-    allowed = torch.tensor(model.settings.allowed)
+    allowed = np.array(model.settings.allowed)
+    means = {name: patterns_of(model, inputs).mean(1) for name, inputs in subsets.items()}
     rows = []
     for layer in range(model.settings.n_layers):
-        pattern = acts[f"blocks.{layer}.attn.hook_pattern"].double().cpu()
-        pattern = pattern.masked_fill(~allowed, torch.nan)
-        for subset, weights in {name: pattern[sample], "all lists": pattern.mean(0)}.items():
-            for (head, query, key), weight in np.ndenumerate(weights.numpy()):
+        for subset, mean in means.items():
+            weights = np.where(allowed, mean[layer], np.nan)
+            for (head, query, key), weight in np.ndenumerate(weights):
                 cell = {"query": POSITIONS[query], "key": POSITIONS[key], "weight": weight}
                 rows.append({"subset": subset, "layer": layer, "head": head, **cell})
     return pd.DataFrame(rows)
+
+
+def pattern_ranges(
+    patterns: Float[np.ndarray, "layer list head query key"], allowed: list[list[bool]]
+) -> pd.DataFrame:
+    """How each attention weight varies over the lists, one row a cell.
+
+    Only of queries that an output depends on (the last layer's separator is read by none), and
+    that may attend to several keys: the weight of a single key is always 1.
+    """
+    rows = []
+    for layer, needed in enumerate(rows_needed(allowed, OUTPUTS, len(patterns))):
+        for query in (query for query in needed.queries if sum(allowed[query]) > 1):
+            for head, key in np.ndindex(patterns.shape[2], len(allowed)):
+                if allowed[query][key]:
+                    weights = patterns[layer, :, head, query, key]
+                    cell = {"query": POSITIONS[query], "key": POSITIONS[key]}
+                    rows.append({"layer": layer, "head": head, **cell, **spread(weights)})
+    return pd.DataFrame(rows)
+
+
+def spread(values: Float[np.ndarray, " list"]) -> dict[str, float]:
+    """Mean and quantiles.
+
+    >>> spread(np.array([0.0, 0.5, 1.0]))["median"]
+    0.5
+    """
+    quantiles = np.quantile(values, list(QUANTILES.values()))
+    return {"mean": float(values.mean())} | dict(zip(QUANTILES, quantiles.tolist(), strict=True))
+
+
+def leaked_attention(patterns: Float[np.ndarray, "layer list head query key"]) -> float:
+    """The most attention that any output gives to the numbers, in any layer, head and list."""
+    return float(patterns[..., list(OUTPUTS), :LIST_LENGTH].sum(-1).max())
+
+
+def outcome_table(
+    outputs: Int[np.ndarray, "list 2"], lists: Int[np.ndarray, "list 2"]
+) -> pd.DataFrame:
+    """How often each kind of copy is written of a list of two different numbers.
+
+    >>> lists = np.array([[1, 2], [1, 2], [1, 2], [3, 3]])
+    >>> table = outcome_table(np.array([[1, 2], [2, 1], [1, 1], [3, 3]]), lists)
+    >>> table["share"].round(3).tolist(), table["outcome"].tolist()[:3]
+    ([0.333, 0.333, 0.333, 0.0, 0.0], ['d1 d2', 'd2 d1', 'd1 d1'])
+    """
+    differ = lists[:, 0] != lists[:, 1]
+    outputs, (d1, d2) = outputs[differ], lists[differ].T
+    wanted = {"d1 d2": (d1, d2), "d2 d1": (d2, d1), "d1 d1": (d1, d1), "d2 d2": (d2, d2)}
+    shares = {name: (outputs == np.stack(pair, 1)).all(1).mean() for name, pair in wanted.items()}
+    shares["other"] = 1 - sum(shares.values())
+    return pd.DataFrame({"outcome": shares.keys(), "share": shares.values()})
+
+
+def architecture_table(model: Transformer) -> pd.DataFrame:
+    """What tells the model from others, and how many parameters it has; one row."""
+    settings, parameters = model.settings, list(model.parameters())
+    row = {
+        "n_layers": settings.n_layers,
+        "d_model": settings.d_model,
+        "normalization": settings.normalization or "none",
+        "use_bias": settings.use_bias,
+        "freeze_W_V": settings.freeze_W_V,
+        "freeze_W_O": settings.freeze_W_O,
+        "parameters": sum(one.numel() for one in parameters),
+        "trainable": sum(one.numel() for one in parameters if one.requires_grad),
+    }
+    return pd.DataFrame([row])
+
+
+def measure_copying(
+    model: Transformer, lists: Mapping[str, Tensor]
+) -> tuple[Tables, dict[str, float]]:
+    """What the layout `in_place` is asked beside its patterns: leaks, their ranges, outcomes."""
+    patterns = patterns_of(model, lists["inputs"])
+    with torch.no_grad():
+        outputs = written(model, **lists).cpu().numpy()
+    numbers = lists["inputs"][:, :LIST_LENGTH].cpu().numpy()
+    tables = {
+        "architecture": architecture_table(model),
+        "pattern_ranges": pattern_ranges(patterns, model.settings.allowed),
+        "outcomes": outcome_table(outputs, numbers),
+    }
+    metrics = {"leaked_attention": leaked_attention(patterns)}
+    for name in ("parameters", "trainable"):
+        metrics[name] = float(tables["architecture"][name].item())
+    for layer, part in tables["pattern_ranges"].groupby("layer"):
+        metrics[f"pattern_range_layer{layer}"] = float((part["max"] - part["min"]).max())
+    return tables, metrics
 
 
 def probe(
@@ -169,6 +272,29 @@ def pca_tables(
     return {"pca": points, "pca_variance": variance}
 
 
+def measure_separator(
+    models: Mapping[str, Transformer], inputs: Int[Tensor, "list pos"], settings: ProbeSettings
+) -> tuple[Tables, dict[str, float]]:
+    """Principal components of the separator's vector, and linear probes of it.
+
+    Args:
+        models: "trained" and "untrained" -> model.
+    """
+    lists = inputs[:, :LIST_LENGTH].cpu().numpy()
+    vectors = {name: separator_vectors(one, inputs) for name, one in models.items()}
+    tables = pca_tables({name: layers[-1] for name, layers in vectors.items()}, lists)
+    tables["probes"] = probe_table(vectors, lists, settings)
+    metrics = {}
+    for name in models:
+        metrics[f"explained_variance_{name}"] = float(tables["pca_variance"][name][:SHOWN].sum())
+    for layer, at_layer in enumerate(vectors["trained"]):
+        metrics[f"separator_norm_layer{layer}"] = centred_norm(at_layer)
+    for row in tables["probes"].to_dict("records"):
+        name = f"probe_{row['number']}_layer{row['layer']}_{row['case'].replace(' ', '_')}"
+        metrics[name] = row["accuracy"]
+    return tables, metrics
+
+
 def measure(
     model: Transformer,
     states: Iterable[tuple[int, Mapping[str, Tensor]]],
@@ -183,26 +309,25 @@ def measure(
     Raises:
         InputError: the sample is no list of the task, or there are more folds than numbers.
     """
-    if settings.probe.folds > task.n_symbols:
+    if settings.probe is not None and settings.probe.folds > task.n_symbols:
         found = settings.probe.folds
         raise InputError(f"measure.probe.folds: found {found}; allowed: 2 to {task.n_symbols}")
     sample = list_row(settings.sample, task, "measure.sample")
     inputs = data["all_inputs"]
-    lists = inputs[:, :LIST_LENGTH].cpu().numpy()
-    untrained = copy.deepcopy(model)
-    untrained.load_state_dict(dict(next(iter(states))[1]))
-    models = {"trained": model, "untrained": untrained}
-    vectors = {name: separator_vectors(one, inputs) for name, one in models.items()}
-    tables = pca_tables({name: layers[-1] for name, layers in vectors.items()}, lists)
-    tables["patterns"] = pattern_table(model, inputs, sample, str(settings.sample))
-    tables["probes"] = probe_table(vectors, lists, settings.probe)
+    name, lists = evaluation_lists(data)
+    subsets = {str(settings.sample): inputs[sample : sample + 1], name: lists["inputs"]}
+    tables = {"patterns": pattern_table(model, subsets)}
     with torch.no_grad():
         metrics = evaluate(model, data)
-    for name in models:
-        metrics[f"explained_variance_{name}"] = float(tables["pca_variance"][name][:SHOWN].sum())
-    for layer, at_layer in enumerate(vectors["trained"]):
-        metrics[f"separator_norm_layer{layer}"] = centred_norm(at_layer)
-    for row in tables["probes"].to_dict("records"):
-        name = f"probe_{row['number']}_layer{row['layer']}_{row['case'].replace(' ', '_')}"
-        metrics[name] = row["accuracy"]
+    parts = []
+    if task.layout == "in_place":
+        parts.append(measure_copying(model, lists))
+    if settings.probe is not None:
+        untrained = copy.deepcopy(model)
+        untrained.load_state_dict(dict(next(iter(states))[1]))
+        models = {"trained": model, "untrained": untrained}
+        parts.append(measure_separator(models, inputs, settings.probe))
+    for more_tables, more_metrics in parts:
+        tables |= more_tables
+        metrics |= more_metrics
     return tables, metrics

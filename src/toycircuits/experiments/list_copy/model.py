@@ -20,6 +20,15 @@ MASKS = {
         "..11.",  # o1
         "..111",  # o2
     ),
+    # As above, and no query but the first, which has no other key, attends to itself.
+    "in_place": (
+        # d1 d2 SEP o1 o2
+        "1....",  # d1
+        "1....",  # d2
+        "11...",  # SEP
+        "..1..",  # o1
+        "..11.",  # o2
+    ),
 }
 
 

@@ -10,17 +10,24 @@ A layout says what the model is given and which predictions count ("." does not)
   targets  d2   SEP  d1   d2   .
 
 Nothing foretells d2 when d1 alone has been read, so that the mean loss of the four predictions
-cannot be less than ln(n_symbols) / 4.
+cannot be less than ln(n_symbols) / 4. Trained on random lists; results are over all lists.
+
+`in_place`
+  inputs   d1   d2   SEP  SEP  SEP
+  targets  .    .    .    d1   d2
+
+Outputs are predicted at their own positions, not shifted, and the loss can be zero. All lists are
+split into those to train on and those to validate on; results are over the latter.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from toycircuits import training
@@ -30,6 +37,7 @@ from toycircuits.training import BatchStream, shuffled_batches
 POSITIONS = ("d1", "d2", "SEP", "o1", "o2")
 LIST_LENGTH = 2
 SEP = 2  # position of the separator
+OUTPUTS = (3, 4)  # positions of the list's copy
 UNSCORED = -100  # target of a prediction that does not count; cross_entropy's own ignore_index
 
 
@@ -39,17 +47,38 @@ class DataSettings(Settings):
     Attributes:
         layout: what the model is given and which predictions count; see the module's docstring.
         n_symbols: the numbers are 0 .. n_symbols - 1; the separator is the token n_symbols.
-        n_lists: random lists to train on, repetitions allowed.
-        n_sampled: random lists on which accuracy is measured beside that on all lists, as in the
-            original study.
-        seed: seed of both.
+        n_lists: `next_token` only: random lists to train on, repetitions allowed.
+        n_sampled: `next_token` only: random lists on which accuracy is measured beside that on all
+            lists, as in the original study.
+        train_fraction: `in_place` only: share of all lists to train on.
+        seed: seed of the random lists, or of the split.
     """
 
-    layout: Literal["next_token"]
+    layout: Literal["next_token", "in_place"]
     n_symbols: int = Field(ge=2, le=1000)
-    n_lists: int = Field(ge=1, le=10_000_000)
-    n_sampled: int = Field(ge=1, le=10_000_000)
+    n_lists: int | None = Field(default=None, ge=1, le=10_000_000)
+    n_sampled: int | None = Field(default=None, ge=1, le=10_000_000)
+    train_fraction: float | None = Field(default=None, gt=0, lt=1)
     seed: int = Field(ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        own = {"next_token": {"n_lists", "n_sampled"}, "in_place": {"train_fraction"}}
+        for name in ("n_lists", "n_sampled", "train_fraction"):
+            if (getattr(self, name) is not None) != (name in own[self.layout]):
+                needed = ", ".join(sorted(own[self.layout]))
+                raise ValueError(f"{name}: the layout {self.layout} needs {needed} and no other")
+        if self.train_fraction is not None and not 0 < self.n_train < self.n_symbols**2:
+            raise ValueError(f"train_fraction: found {self.train_fraction}; a part would be empty")
+        return self
+
+    @property
+    def n_train(self) -> int:
+        """Number of training lists."""
+        if self.train_fraction is None:
+            assert self.n_lists is not None
+            return self.n_lists
+        return int(self.train_fraction * self.n_symbols**2)
 
 
 class TrainSettings(training.TrainSettings):
@@ -79,19 +108,27 @@ def sequences(lists: Int[Tensor, "list 2"], settings: DataSettings) -> dict[str,
     >>> made = sequences(torch.tensor([[8, 3]]), settings)
     >>> made["inputs"].tolist(), made["targets"].tolist()
     ([[8, 3, 10, 8, 3]], [[3, 10, 8, 3, -100]])
+    >>> settings = DataSettings(layout="in_place", n_symbols=10, train_fraction=0.5, seed=0)
+    >>> made = sequences(torch.tensor([[8, 3]]), settings)
+    >>> made["inputs"].tolist(), made["targets"].tolist()
+    ([[8, 3, 10, 10, 10]], [[-100, -100, -100, 8, 3]])
     """
     separator = torch.full((len(lists), 1), settings.n_symbols)
+    if settings.layout == "in_place":
+        inputs = torch.cat([lists, separator, separator, separator], 1)
+        return {"inputs": inputs, "targets": F.pad(lists, (SEP + 1, 0), value=UNSCORED)}
     inputs = torch.cat([lists, separator, lists], 1)
     targets = F.pad(inputs[:, 1:], (0, 1), value=UNSCORED)
     return {"inputs": inputs, "targets": targets}
 
 
 def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random lists to train on, and all lists to evaluate on.
+    """Lists to train on, all lists, and which of them results are over.
 
     Returns:
-        inputs, targets [n_lists, pos]; all_inputs, all_targets [n_symbols^2, pos], in
-        lexicographic order; sampled [n_sampled], random rows of the latter.
+        inputs, targets [n_train, pos]; all_inputs, all_targets [n_symbols^2, pos], in
+        lexicographic order; and rows of the latter: for `next_token`, sampled [n_sampled]; for
+        `in_place`, validation [n_symbols^2 - n_train].
 
     >>> settings = DataSettings(layout="next_token", n_symbols=3, n_lists=50, n_sampled=4, seed=0)
     >>> data = generate(settings, torch.Generator().manual_seed(0))
@@ -99,15 +136,30 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
     (torch.Size([50, 5]), torch.Size([9, 5]), torch.Size([4]))
     >>> data["all_inputs"][5].tolist()
     [1, 2, 3, 1, 2]
+    >>> settings = DataSettings(layout="in_place", n_symbols=100, train_fraction=0.8, seed=0)
+    >>> data = generate(settings, torch.Generator().manual_seed(0))
+    >>> data["inputs"][:2].tolist(), len(data["inputs"]), len(data["validation"])
+    ([[60, 44, 100, 100, 100], [28, 90, 100, 100, 100]], 8000, 2000)
     """
     n = settings.n_symbols
-    drawn = torch.randint(n, (settings.n_lists, LIST_LENGTH), generator=generator)
-    everything = sequences(all_lists(n), settings)
-    return {
-        **sequences(drawn, settings),
-        **{f"all_{name}": tensor for name, tensor in everything.items()},
-        "sampled": torch.randint(n * n, (settings.n_sampled,), generator=generator),
-    }
+    lists = all_lists(n)
+    everything = {f"all_{name}": rows for name, rows in sequences(lists, settings).items()}
+    if settings.layout == "in_place":
+        order = torch.randperm(n * n, generator=generator)
+        drawn, validation = lists[order[: settings.n_train]], order[settings.n_train :]
+        return {**sequences(drawn, settings), **everything, "validation": validation}
+    drawn = torch.randint(n, (settings.n_train, LIST_LENGTH), generator=generator)
+    assert settings.n_sampled is not None
+    sampled = torch.randint(n * n, (settings.n_sampled,), generator=generator)
+    return {**sequences(drawn, settings), **everything, "sampled": sampled}
+
+
+def evaluation_lists(data: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Inputs and targets of the lists that results are over, and what to call them."""
+    everything = {name: data[f"all_{name}"] for name in ("inputs", "targets")}
+    if "validation" not in data:
+        return "all lists", everything
+    return "validation lists", {name: rows[data["validation"]] for name, rows in everything.items()}
 
 
 def list_row(numbers: Sequence[int], settings: DataSettings, key: str) -> int:
@@ -158,9 +210,31 @@ def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2
     return tokens[:, SEP + 1 :]
 
 
-def copied(model: Any, inputs: Int[Tensor, "list pos"]) -> Bool[Tensor, " list"]:
-    """Whether the model's own continuation of each list is the list: an exact match."""
-    return (complete(model, inputs) == inputs[:, :LIST_LENGTH]).all(1)
+def written(
+    model: Any, inputs: Int[Tensor, "list pos"], targets: Int[Tensor, "list pos"]
+) -> Int[Tensor, "list 2"]:
+    """The copy that the model writes of each list, as the layout of the targets has it written."""
+    if scored_positions(targets) != OUTPUTS:
+        return complete(model, inputs)
+    return model(inputs)[:, list(OUTPUTS)].argmax(-1)
+
+
+def accuracies(
+    outputs: Int[Tensor, "list 2"],
+    inputs: Int[Tensor, "list pos"],
+    targets: Int[Tensor, "list pos"],
+) -> dict[str, Float[Tensor, " list"]]:
+    """What of each list is copied, under the names that tables and the training log use.
+
+    `accuracy` is what the original studies called so: in the layout `next_token` whether the list
+    is matched exactly, in `in_place` the share of its numbers that are right; there the exact
+    matches are `accuracy_lists`.
+    """
+    right = (outputs == inputs[:, :LIST_LENGTH]).double()
+    exact = right.prod(1)
+    if scored_positions(targets) != OUTPUTS:
+        return {"accuracy": exact}
+    return {"accuracy": right.mean(1), "accuracy_lists": exact}
 
 
 def loss_floor(n_symbols: int) -> float:
@@ -173,12 +247,17 @@ def loss_floor(n_symbols: int) -> float:
 
 
 def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
-    """Loss and exact-match accuracy over all lists, and accuracy on the sampled ones."""
-    everything = {name: data[f"all_{name}"] for name in ("inputs", "targets")}
-    correct = copied(model, everything["inputs"]).double()
-    return {
-        "loss": loss(model, everything).item(),
-        "loss_floor": loss_floor(math.isqrt(len(correct))),
-        "accuracy": correct.mean().item(),
-        "accuracy_sampled": correct[data["sampled"]].mean().item(),
-    }
+    """Loss and accuracies over the lists that results are over.
+
+    For `next_token`, also the floor of the loss, and accuracy on the sampled lists.
+    """
+    _, lists = evaluation_lists(data)
+    outputs = written(model, **lists)
+    found = accuracies(outputs, **lists)
+    values = {"loss": loss(model, lists).item()}
+    if "sampled" in data:
+        values["loss_floor"] = loss_floor(math.isqrt(len(outputs)))
+    values |= {name: value.mean().item() for name, value in found.items()}
+    if "sampled" in data:
+        values["accuracy_sampled"] = found["accuracy"][data["sampled"]].mean().item()
+    return values

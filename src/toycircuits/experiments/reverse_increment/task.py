@@ -1,0 +1,199 @@
+"""Reverse a string and add one to each symbol: y_i = x_(n-1-i) + 1, modulo the alphabet.
+
+For n = 8:
+
+Position   0    1   2   3   4   5   6   7   8   9  10  11  12  13  14  15
+Input     BOS  x0  x1  x2  x3  x4  x5  x6  x7  y0  y1  y2  y3  y4  y5  y6
+Target     .    .   .   .   .   .   .   .  y0  y1  y2  y3  y4  y5  y6  y7     ("." does not count)
+
+Output i is predicted at position n + i and needs x_(n-1-i), which stands at position n - i: over
+queries n .. 2n-1 and keys n .. 1, that is the anti-diagonal ("mirrored attention").
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from toycircuits import training
+from toycircuits.config import Settings
+from toycircuits.training import BatchStream, shuffled_batches
+
+MAX_STRINGS = 2**22
+SPLITS = ("sequential", "random")
+
+
+class DataSettings(Settings):
+    """The task and its two splits.
+
+    Attributes:
+        n_symbols: symbols 0 .. n_symbols - 1; the start token BOS is n_symbols.
+        length: symbols a string.
+        n_train: strings to train on, of all n_symbols^length; the rest is held out.
+        n_sampled: training strings, drawn at random, on which training accuracy is measured.
+        seed: seed of the random split and of both samples.
+    """
+
+    n_symbols: int = Field(ge=2, le=1000)
+    length: int = Field(ge=2, le=20)
+    n_train: int = Field(ge=1)
+    n_sampled: int = Field(ge=1)
+    seed: int = Field(ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.n_strings > MAX_STRINGS:
+            raise ValueError(f"length: found {self.length}; {self.n_strings} strings are too many")
+        if self.n_train >= self.n_strings:
+            allowed = f"less than all strings, {self.n_strings}"
+            raise ValueError(f"n_train: found {self.n_train}; allowed is {allowed}")
+        if self.n_sampled > self.n_train:
+            allowed = f"at most n_train, {self.n_train}"
+            raise ValueError(f"n_sampled: found {self.n_sampled}; allowed is {allowed}")
+        return self
+
+    @property
+    def n_strings(self) -> int:
+        """Number of all strings."""
+        return self.n_symbols**self.length
+
+
+class TrainSettings(training.TrainSettings):
+    """How to train.
+
+    Attributes:
+        split: "sequential": the first n_train strings in lexicographic order, so that the held-out
+            ones all start alike; "random": n_train strings drawn at random.
+        drop_last: leave out the rows that do not fill a batch.
+    """
+
+    batch_size: int = Field(ge=1)
+    batch_seeds: tuple[int, ...]
+    split: Literal["sequential", "random"]
+    drop_last: bool
+
+    def select(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs and targets, with the rows `train`, `holdout` and `sampled` of the own split."""
+        rows = {name: data[f"{self.split}_{name}"] for name in ("train", "holdout", "sampled")}
+        return {"inputs": data["inputs"], "targets": data["targets"], **rows}
+
+
+def all_strings(n_symbols: int, length: int) -> Int[Tensor, "string symbol"]:
+    """Every string, in lexicographic order.
+
+    >>> all_strings(2, 3)[:4].tolist()
+    [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    """
+    return torch.cartesian_prod(*[torch.arange(n_symbols)] * length)
+
+
+def reverse_increment(
+    strings: Int[Tensor, "string symbol"], n_symbols: int
+) -> Int[Tensor, "string symbol"]:
+    """The answer to each string.
+
+    >>> reverse_increment(torch.tensor([[0, 1, 2, 3, 0, 0, 2, 1]]), n_symbols=4).tolist()
+    [[2, 3, 1, 1, 0, 3, 2, 1]]
+    """
+    return (strings.flip(1) + 1) % n_symbols
+
+
+def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
+    """All strings in lexicographic order, and both splits of their rows.
+
+    Returns:
+        inputs [string, 2 length] (BOS, x, y without its end), targets [string, length] (y); and for
+        each split S: S_train, S_holdout, S_sampled (a random part of S_train), all of them rows.
+
+    >>> settings = DataSettings(n_symbols=3, length=2, n_train=7, n_sampled=2, seed=0)
+    >>> data = generate(settings, torch.Generator().manual_seed(0))
+    >>> data["inputs"][5].tolist(), data["targets"][5].tolist()
+    ([3, 1, 2, 0], [0, 2])
+    >>> data["sequential_holdout"].tolist()
+    [7, 8]
+    """
+    strings = all_strings(settings.n_symbols, settings.length)
+    answers = reverse_increment(strings, settings.n_symbols)
+    start = torch.full((len(strings), 1), settings.n_symbols)
+    tensors = {"inputs": torch.cat([start, strings, answers[:, :-1]], 1), "targets": answers}
+    orders = (torch.arange(len(strings)), torch.randperm(len(strings), generator=generator))
+    for split, order in zip(SPLITS, orders, strict=True):
+        train = order[: settings.n_train].clone()
+        sampled = torch.randperm(settings.n_train, generator=generator)[: settings.n_sampled]
+        tensors[f"{split}_train"] = train
+        tensors[f"{split}_holdout"] = order[settings.n_train :].clone()
+        tensors[f"{split}_sampled"] = train[sampled]
+    return tensors
+
+
+def part(data: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Inputs and targets of the rows `name` ("train", "holdout" or "sampled")."""
+    return {key: data[key][data[name]] for key in ("inputs", "targets")}
+
+
+def batches(
+    data: Mapping[str, Tensor],
+    settings: DataSettings,
+    train: TrainSettings,
+    generator: torch.Generator,
+) -> BatchStream:
+    """The training strings in random order, a new one each epoch."""
+    return shuffled_batches(part(data, "train"), train.batch_size, generator, train.drop_last)
+
+
+def outputs(length: int) -> tuple[int, ...]:
+    """Positions at which the answer is predicted, in its order.
+
+    >>> outputs(8)
+    (8, 9, 10, 11, 12, 13, 14, 15)
+    """
+    return tuple(range(length, 2 * length))
+
+
+def answer_logits(
+    model: Any, inputs: Int[Tensor, "string pos"]
+) -> Float[Tensor, "string symbol d_vocab_out"]:
+    """The model's logits for each symbol of the answer."""
+    return model(inputs, read=outputs(inputs.shape[1] // 2))
+
+
+def cross_entropy(
+    logits: Float[Tensor, "string symbol d_vocab_out"], targets: Int[Tensor, "string symbol"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the answer's symbols, in nats."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the answer's symbols, each after the true ones before it, in nats."""
+    return cross_entropy(answer_logits(model, batch["inputs"]), batch["targets"])
+
+
+def accuracies(
+    logits: Float[Tensor, "string symbol d_vocab_out"], targets: Int[Tensor, "string symbol"]
+) -> dict[str, float]:
+    """Shares of symbols, and of whole strings, predicted right, each after the true ones before.
+
+    >>> logits = F.one_hot(torch.tensor([[1, 2], [0, 0]]), 3).float()
+    >>> accuracies(logits, torch.tensor([[1, 2], [0, 1]]))
+    {'accuracy': 0.75, 'accuracy_string': 0.5}
+    """
+    right = logits.argmax(-1) == targets
+    values = {"accuracy": right, "accuracy_string": right.all(1)}
+    return {name: value.double().mean().item() for name, value in values.items()}
+
+
+def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
+    """Loss and accuracies on all held-out strings, accuracies on a sample of the training ones."""
+    sampled, holdout = part(data, "sampled"), part(data, "holdout")
+    logits = answer_logits(model, holdout["inputs"])
+    scores = {
+        "train": accuracies(answer_logits(model, sampled["inputs"]), sampled["targets"]),
+        "holdout": accuracies(logits, holdout["targets"]),
+    }
+    values = {f"{where}_{name}": x for where, own in scores.items() for name, x in own.items()}
+    return {"holdout_loss": cross_entropy(logits, holdout["targets"]).item(), **values}
