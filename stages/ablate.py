@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tre
 import typer
 
 from toycircuits import config, layout
+from toycircuits.lean import import_transformer_lens
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
@@ -18,6 +19,7 @@ def main(run_name: str, device: Device = "auto") -> None:
     """Write one tidy table of RUN_NAME: component, layer, head, method, loss, accuracy."""
     with config.exit_on_bad_input():
         run = config.find_run(config.read_params(), run_name)
+        import_transformer_lens()
         ablations = importlib.import_module(f"toycircuits.experiments.{run.entry.slice}.ablations")
         settings = run.section("ablate", ablations.AblateSettings)
 

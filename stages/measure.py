@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tre
 import typer
 
 from toycircuits import config, layout
+from toycircuits.lean import import_transformer_lens
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
@@ -20,6 +21,7 @@ def main(run_name: str, device: Device = "auto") -> None:
     """Write the tables and metrics of RUN_NAME."""
     with config.exit_on_bad_input():
         run = config.find_run(config.read_params(), run_name)
+        import_transformer_lens()
         metrics = importlib.import_module(f"toycircuits.experiments.{run.entry.slice}.metrics")
         settings = run.section("measure", metrics.MeasureSettings)
 

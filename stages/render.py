@@ -31,7 +31,9 @@ def main(experiment: str, slice_name: str) -> None:
         folder = layout.tables(experiment)
         parts = defaultdict(list)
         for path in sorted(folder.glob("*/**/*.csv")):
-            table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+            table = pd.read_csv(
+                path, dtype={"variant": str}, keep_default_na=False, na_values=["", "nan"]
+            ).fillna({"variant": ""})
             run = pd.Series(path.relative_to(folder).parts[0], table.index, name="run")
             parts[path.stem].append(pd.concat([run, table], axis=1))
         tables = {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}

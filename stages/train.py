@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tre
 import typer
 
 from toycircuits import config, layout
+from toycircuits.lean import import_transformer_lens
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
@@ -28,6 +29,7 @@ def main(run_name: str, device: Device = "auto") -> None:
 def train_run(run: config.Run, device: str) -> None:
     """Train the models of `run` one after the other; a killed run continues where it was."""
     experiment, code = run.entry.experiment, f"toycircuits.experiments.{run.entry.slice}"
+    import_transformer_lens()
     task = importlib.import_module(f"{code}.task")
     architecture = importlib.import_module(f"{code}.model")
     data_settings = run.section("data", task.DataSettings)

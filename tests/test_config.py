@@ -172,6 +172,13 @@ def test_a_run_knows_its_variants_and_its_own_training() -> None:
     assert plain.key == "quick.exp"
 
 
+@pytest.mark.parametrize(("scale", "steps"), [("quick", 7), ("paper", 5)])
+def test_a_run_may_have_values_for_one_scale(scale: str, steps: int) -> None:
+    params = params_with("runs/changed/scales", {"quick": {"train": {"steps": 7}}})
+    params |= {"scale": scale, "paper": {"exp": {"train": {"steps": 1}}}}
+    assert find_run(params, "changed").section("train", Train).steps == steps
+
+
 def test_scale_chooses_the_tree() -> None:
     assert experiment_tree(PARAMS, "exp")[1]["data"] == {"n": 1}
     at_paper = params_with("scale", "paper")
@@ -192,7 +199,12 @@ def test_scale_chooses_the_tree() -> None:
             "runs/changed/modle",
             {},
             "runs.changed.modle: unknown key; "
-            "allowed beside it: experiment, slice, model, train, variants, publish",
+            "allowed beside it: model, train, experiment, slice, scales, variants, publish",
+        ),
+        (
+            "runs/changed/scales",
+            {"papper": {"train": {"steps": 2}}},
+            "runs.changed.scales.papper: no such scale; there are: quick, paper",
         ),
         (
             "runs/changed/variants/deep",

@@ -17,7 +17,13 @@ SECTIONS = {
     "train": {
         **{"optimizer": "AdamW", "lr": 0.01, "betas": [0.9, 0.999], "weight_decay": 0.0},
         **{"batch_size": None, "unit": "step", "length": 150, "log_every": 50},
-        **{"checkpoint_every": 50, "schedule": None, "clip_grad_norm": None, "stop": None},
+        **{
+            "checkpoint_every": 50,
+            "schedule": None,
+            "clip_grad_norm": None,
+            "stop": None,
+            "compile": False,
+        },
         **{"weight_seeds": [0], "batch_seeds": None},
     },
     **{"measure": {}, "ablate": {}, "render": {}},

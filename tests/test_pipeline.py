@@ -48,6 +48,15 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "measure": {"sample": [2, 1]},
         "ablate": {"sample": [2, 1]},
     },
+    "reverse_increment": {
+        "data": {"length": 3, "n_train": 56, "n_sampled": 20},
+        "train": {
+            **{"batch_size": 16, "length": 4, "log_every": 2, "checkpoint_every": 2},
+            "schedule": {"warmup": 1, "peak": 1.3},
+        },
+        "measure": {"n_samples": 2},
+        "ablate": {"control_draws": 2},
+    },
     "linear_regression": {
         "data": {"d": 2, "n_examples": 5, "n_validation": 20},
         "model": {"draw_first": 16},
@@ -223,7 +232,7 @@ if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
 
     def save():
         name = os.path.join(folder, stage.replace("/", "_") + ".json")
-        log = {"read": sorted(read), "written": sorted(written)}
+        log = {"read": sorted(read), "written": sorted(written), "modules": sorted(sys.modules)}
         with open(name, "w") as file:
             json.dump(log, file)
 
@@ -285,6 +294,15 @@ def test_stages_open_the_files_that_they_declare(project: Project) -> None:
         assert unknown == set(), name
         assert {file for file in written if not under(file, outs | {".resume"})} == set(), name
         assert {dep for dep in deps if dep.endswith(".py")} - read <= OPTIONAL, name
+
+
+@pytest.mark.slow
+def test_stages_import_nothing_heavy_that_they_do_not_need(project: Project) -> None:
+    for log in project.audit.glob("*.json"):
+        modules = set(json.loads(log.read_text())["modules"])
+        assert not modules & {"transformers", "datasets", "torch._dynamo"}, log.stem
+        assert ("torch" in modules) == (not log.stem.startswith("render")), log.stem
+        assert "sklearn" not in modules or log.stem == "measure@list_copy_10", log.stem
 
 
 def under(file: str, paths: set[str]) -> bool:

@@ -28,7 +28,7 @@ from toycircuits.training import (
 SETTINGS: dict[str, Any] = {
     **{"optimizer": "AdamW", "lr": 0.1, "betas": [0.9, 0.98], "weight_decay": 0.5},
     **{"batch_size": None, "unit": "step", "length": 10, "log_every": 1, "checkpoint_every": 5},
-    **{"schedule": None, "clip_grad_norm": None, "stop": None},
+    **{"schedule": None, "clip_grad_norm": None, "stop": None, "compile": False},
     **{"weight_seeds": [0], "batch_seeds": None},
 }
 

@@ -89,21 +89,27 @@ def _one_line(error: ValidationError, key: str, cls: type[BaseModel]) -> str:
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-class RunEntry(Settings):
+class RunValues(Settings):
+    """Values of one run, laid over the sections of its experiment."""
+
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+
+
+class RunEntry(RunValues):
     """One entry under `runs:`: a trained variant of an experiment.
 
     Attributes:
         experiment: key of the experiment, in `experiments:` and in the tree of each scale.
         slice: folder of the experiment's code under `toycircuits/experiments/`.
-        model, train: values laid over the experiment's own sections.
+        scales: scale -> values for that scale alone.
         variants: name -> further values for `model`; all variants train in the run's one stage.
         publish: whether git carries the final weights.
     """
 
     experiment: str
     slice: str
-    model: dict[str, Any] = {}
-    train: dict[str, Any] = {}
+    scales: dict[str, RunValues] = {}
     variants: dict[str, dict[str, Any]] = {}
     publish: bool = True
 
@@ -131,7 +137,8 @@ class Run:
         """The validated section `name`, with the run's and the variant's values laid over it."""
         key = f"{self.key}.{name}"
         values = _mapping(_get(self.tree, name, key), key)
-        own = getattr(self.entry, name, {})
+        at_scale = self.entry.scales.get(self.scale, RunValues())
+        own = getattr(self.entry, name, {}) | getattr(at_scale, name, {})
         key = f"{key} with runs.{self.name}.{name}" if own else key
         if name == "model" and variant:
             own = own | self.entry.variants[variant]
@@ -165,6 +172,10 @@ def find_run(params: Mapping[str, Any], name: str) -> Run:
     if name not in runs:
         raise InputError(f"runs.{name}: no such run; there are: {', '.join(map(str, runs))}")
     entry = RunEntry.parse(runs[name], f"runs.{name}")
+    scales = [key for key in params if key not in STRUCTURE]
+    if unknown := set(entry.scales) - set(scales):
+        allowed = ", ".join(map(str, scales))
+        raise InputError(f"runs.{name}.scales.{min(unknown)}: no such scale; there are: {allowed}")
     scale, tree = experiment_tree(params, entry.experiment)
     return Run(name, scale, entry, tree)
 

@@ -10,6 +10,7 @@ import plotly.io as pio
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by most.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+GREY = "#777777"  # controls, floors, chance
 SEQUENTIAL = "Viridis"
 DIVERGING = "RdBu"
 WIDTH, HEIGHT, SCALE = 760, 440, 2  # pixels of a static picture, and their multiplier

@@ -1,6 +1,7 @@
 """The training loop: steps, schedule, checkpoints, early stop, resume; it knows no task."""
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -53,6 +54,8 @@ class TrainSettings(Settings):
     Attributes:
         batch_size: sequences a step, or None for the full batch.
         unit: what `length`, `log_every` and `checkpoint_every` count.
+        compile: make machine code of the loss and its gradient first (`torch.compile`): up to three
+            times as fast, after some 20 seconds. It rounds otherwise, so that it is a setting.
         weight_seeds: seeds of the initial weights, one model each.
         batch_seeds: seeds of the order or draw of batches, one a model. None: the generator of the
             weights goes on to give the batches, as after one `torch.manual_seed` for all.
@@ -70,6 +73,7 @@ class TrainSettings(Settings):
     schedule: Schedule | None
     clip_grad_norm: float | None = Field(gt=0)
     stop: Stop | None
+    compile: bool
     weight_seeds: tuple[int, ...] = Field(min_length=1, max_length=1000)
     batch_seeds: tuple[int, ...] | None
 
@@ -199,6 +203,22 @@ class Objective:
     evaluate: Callable[[Any], dict[str, float]]
 
 
+def compiled(
+    loss: Callable[[Any, Batch], Tensor], device: torch.device
+) -> Callable[[Any, Batch], Tensor]:
+    """The loss as machine code, or as it is where there is no C++ compiler.
+
+    In one piece, or not at all: each break in the graph costs more than what is gained around it.
+    On CUDA as one graph of kernels, launched at once.
+    """
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        print("note: no C++ compiler found; training without torch.compile", file=sys.stderr)
+        return loss
+    torch.compiler.reset()  # what was made for the models before would count against a limit
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    return torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
+
+
 class DivergedError(Exception):
     """The loss is no longer a number."""
 
@@ -288,6 +308,8 @@ def train(
         DivergedError: the loss is not finite; checkpoints written before stay in `folder`.
     """
     stream = objective.stream
+    device = next(model.parameters()).device
+    loss_of = compiled(objective.loss, device) if settings.compile else objective.loss
     per_unit = stream.per_epoch if settings.unit == "epoch" else 1
     last = settings.length * per_unit
     trajectory, resume_path = Trajectory(folder / "trajectory"), folder / "resume.safetensors"
@@ -316,7 +338,7 @@ def train(
                 for group in state.optimizer.param_groups:
                     group["lr"] = settings.lr * factor
             at_end = state.step == last
-            loss = objective.loss(model, stream.next())
+            loss = loss_of(model, stream.next())
             if within == 0 and (unit % settings.log_every == 0 or at_end):
                 row = _log(state, loss, objective)
                 at_end |= _reached(settings.stop, row)

@@ -9,9 +9,9 @@ wanted, and one walk back over the layers (`rows_needed`) finds the rows each la
 Without `read` every row is computed and every hook sees its usual shape.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self, TypeAlias
 
 import torch
@@ -24,6 +24,8 @@ from transformer_lens.hook_points import HookPoint
 
 from toycircuits.config import Settings
 
+# Rows narrower than this, and products of fewer numbers, are multiplied faster as sums of products.
+NARROW, FEW = 16, 256
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
 LAYER_NORM_EPS = 1e-5
 
@@ -93,32 +95,34 @@ class LayerRows:
         inputs: positions whose residual stream enters the layer.
         queries: positions whose residual stream leaves it.
         keys: positions that the queries may attend to.
+        at_queries, at_keys: index of the queries, and of the keys, among the inputs.
     """
 
     inputs: tuple[int, ...]
     queries: tuple[int, ...]
     keys: tuple[int, ...]
+    at_queries: slice | list[int] = field(init=False, compare=False, repr=False)
+    at_keys: slice | list[int] = field(init=False, compare=False, repr=False)
 
-    @cached_property
-    def at_queries(self) -> slice | list[int]:
-        """Index of the queries among the inputs."""
-        return _index(self.inputs, self.queries)
-
-    @cached_property
-    def at_keys(self) -> slice | list[int]:
-        """Index of the keys among the inputs."""
-        return _index(self.inputs, self.keys)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at_queries", _index(self.inputs, self.queries))
+        object.__setattr__(self, "at_keys", _index(self.inputs, self.keys))
 
     def blind(self, allowed: list[list[bool]]) -> Float[Tensor, "query key"] | None:
         """What to add to the scores: -inf where a query may not attend; None if nowhere."""
-        seen = torch.tensor([[allowed[query][key] for key in self.keys] for query in self.queries])
-        return None if seen.all() else torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+        rows = [[0.0 if allowed[q][k] else -math.inf for k in self.keys] for q in self.queries]
+        return torch.tensor(rows) if any(map(any, rows)) else None
 
 
 def _index(have: tuple[int, ...], want: tuple[int, ...]) -> slice | list[int]:
     index = [have.index(position) for position in want]
     adjacent = index == list(range(index[0], index[-1] + 1))
     return slice(index[0], index[-1] + 1) if adjacent else index
+
+
+def _take(x: Float[Tensor, "batch pos d"], index: slice | list[int]) -> Tensor:
+    everything = isinstance(index, slice) and index == slice(0, x.shape[1])
+    return x if everything else x[:, index]
 
 
 def rows_needed(
@@ -152,19 +156,74 @@ def _through(hook: HookPoint, x: Tensor) -> Tensor:
     return hook(x) if watched(hook) else x
 
 
-def _spread(table: Float[Tensor, "vocab pos *d"], tokens: Int[Tensor, "batch pos"]) -> Tensor:
-    """Row `table[tokens[b, i], i]` for every sequence b and position i.
+def dot_products(
+    q: Float[Tensor, "batch head query d"], k: Float[Tensor, "batch head key d"]
+) -> Float[Tensor, "batch head query key"]:
+    """Products of all queries with all keys."""
+    if _as_sums(q.shape[3], q.shape[2] * k.shape[2]):
+        return (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1)
+    return q @ k.transpose(2, 3)
 
-    Below the first attention, a row depends on its token and position alone; so it is computed
-    once for each such pair. `embedding`, not indexing: its backward pass is the faster by far.
+
+def weighted_sums(
+    pattern: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch head key d"]
+) -> Float[Tensor, "batch head query d"]:
+    """Sums of the values, weighted by the attention pattern."""
+    if _as_sums(v.shape[3], pattern.shape[2] * pattern.shape[3]):
+        return (pattern.unsqueeze(-1) * v.unsqueeze(2)).sum(3)
+    return pattern @ v
+
+
+def _as_sums(d: int, n_pairs: int) -> bool:
+    """Whether matrix products of so many pairs of rows of d numbers are better written as sums.
+
+    Thousands of tiny matrix products cost more by being called than by being computed. And the
+    compiler makes one loop of sums and what is around them, but leaves matrix products alone.
     """
-    n_pos = table.shape[1]
-    index = tokens * n_pos + torch.arange(n_pos, device=tokens.device)
-    rows = F.embedding(index, table.reshape(table.shape[0] * n_pos, -1))
-    return rows.reshape(*tokens.shape, *table.shape[2:])
+    return d < NARROW or d * n_pairs <= FEW or torch.compiler.is_compiling()
 
 
-Spread: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
+@dataclass(frozen=True)
+class Distinct:
+    """Rows that depend on their token and position alone, each such pair computed once.
+
+    So it is below the first attention. A table of them has the shape [d_vocab, pos, ...].
+
+    Attributes:
+        tokens: those of the batch.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+
+    def _numbers(self, positions: tuple[int, ...]) -> Int[Tensor, "batch pos"]:
+        """Number of each row of the batch in a flattened table of the rows at `positions`."""
+        at = _index(tuple(range(self.tokens.shape[1])), positions)
+        steps = torch.arange(len(positions), device=self.tokens.device)
+        return self.tokens[:, at] * len(positions) + steps
+
+    def spread(self, table: Tensor, positions: tuple[int, ...]) -> Tensor:
+        """The rows of the batch at `positions`, from those of the table."""
+        # `embedding`, not indexing: its backward pass is the faster by far.
+        rows = F.embedding(self._numbers(positions), table.flatten(0, 1).flatten(1))
+        return rows.unflatten(-1, table.shape[2:])
+
+    def scores(
+        self,
+        q: Float[Tensor, "d_vocab query head d"],
+        k: Float[Tensor, "d_vocab key head d"],
+        at: LayerRows,
+    ) -> Float[Tensor, "batch head query key"]:
+        """Products of queries and keys: of all distinct ones, if these are not too many."""
+        if q.shape[0] * k.shape[0] > 4 * self.tokens.shape[0]:
+            q, k = self.spread(q, at.queries), self.spread(k, at.keys)
+            return dot_products(q.transpose(1, 2), k.transpose(1, 2))
+        products = q.flatten(0, 1).transpose(0, 1) @ k.flatten(0, 1).permute(1, 2, 0)
+        n_keys = products.shape[-1]
+        numbers = self._numbers(at.queries).unsqueeze(2) * n_keys
+        numbers = numbers + self._numbers(at.keys).unsqueeze(1)
+        return F.embedding(numbers, products.flatten(1).T).permute(0, 3, 1, 2)
+
+
 Plan: TypeAlias = list[tuple[LayerRows, Tensor | None]]
 
 
@@ -174,13 +233,25 @@ class Rows(NamedTuple):
     Attributes:
         at: their positions.
         blind: what to add to the attention scores [query, key], or None for nothing.
-        spread: turns a table of distinct rows at given positions into the rows of the batch; in
-            all layers but the first, rows are those of the batch already.
+        distinct: how rows of a table of distinct ones become those of the batch; None where rows
+            are those of the batch already, as in all layers but the first.
     """
 
     at: LayerRows
     blind: Tensor | None
-    spread: Spread
+    distinct: Distinct | None
+
+    def spread(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
+        """The rows of the batch."""
+        return x if self.distinct is None else self.distinct.spread(x, positions)
+
+    def pattern_scores(self, q: Tensor, k: Tensor) -> Float[Tensor, "batch head query key"]:
+        """Products of queries and keys [batch or d_vocab, pos, head, d], the blind ones -inf."""
+        if self.distinct is None:
+            scores = dot_products(q.transpose(1, 2), k.transpose(1, 2))
+        else:
+            scores = self.distinct.scores(q, k, self.at)
+        return scores if self.blind is None else scores + self.blind
 
 
 class LayerNorm(nn.Module):
@@ -261,15 +332,15 @@ class Attention(nn.Module):
         return self._by_head(at_queries, at_keys, rows)
 
     def _by_head(self, at_queries: Tensor, at_keys: Tensor, rows: Rows) -> Tensor:
-        q = self.hook_q(rows.spread(self._project(at_queries, "Q"), rows.at.queries))
-        k = self.hook_k(rows.spread(self._project(at_keys, "K"), rows.at.keys))
+        q, k = self._project(at_queries, "Q"), self._project(at_keys, "K")
         v = self.hook_v(rows.spread(self._project(at_keys, "V"), rows.at.keys))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        # Sums of products, not matmul: a batch of thousands of tiny matrix products is slower.
-        scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) / self.settings.d_head**0.5
-        scores = scores if rows.blind is None else scores + rows.blind
+        if watched(self.hook_q, self.hook_k):
+            q = self.hook_q(rows.spread(q, rows.at.queries))
+            k = self.hook_k(rows.spread(k, rows.at.keys))
+            rows = rows._replace(distinct=None)
+        scores = rows.pattern_scores(q / self.settings.d_head**0.5, k)
         pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))
-        z = self.hook_z((pattern.unsqueeze(-1) * v.unsqueeze(2)).sum(3).transpose(1, 2))
+        z = self.hook_z(weighted_sums(pattern, v.transpose(1, 2)).transpose(1, 2))
         out = z.sum(2) if self.settings.freeze_W_O else z.flatten(2) @ self.W_O.flatten(0, 1)
         return out + self.b_O if self.settings.use_bias else out
 
@@ -295,14 +366,13 @@ class Attention(nn.Module):
         of a query, which the softmax takes away again.
         """
         frozen_V, frozen_O = self.settings.freeze_W_V, self.settings.freeze_W_O
-        W_QK = self.W_Q[0] @ self.W_K[0].T / self.settings.d_head**0.5
-        q = at_queries @ W_QK
+        scaled_K = self.W_K[0].T / self.settings.d_head**0.5
+        q = at_queries @ (self.W_Q[0] @ scaled_K)
         if self.settings.use_bias:
-            q = q + self.b_Q @ self.W_K[0].T / self.settings.d_head**0.5
-        q, y = rows.spread(q, rows.at.queries), rows.spread(at_keys, rows.at.keys).unsqueeze(1)
-        scores = (q.unsqueeze(2) * y).sum(-1)
-        scores = scores if rows.blind is None else scores + rows.blind
-        out = (scores.softmax(-1).unsqueeze(-1) * y).sum(2)
+            q = q + self.b_Q @ scaled_K
+        pattern = rows.pattern_scores(q.unsqueeze(2), at_keys.unsqueeze(2)).softmax(-1)
+        y = rows.spread(at_keys, rows.at.keys)
+        out = weighted_sums(pattern, y.unsqueeze(1)).squeeze(1)
         if not (frozen_V and frozen_O):
             W_V, W_O = self.W_V[0], self.W_O[0]
             out = out @ (W_O if frozen_V else W_V if frozen_O else W_V @ W_O)
@@ -356,8 +426,8 @@ class Block(nn.Module):
         """Residual stream at the queries after this layer, from that at the inputs before."""
         resid = _through(self.hook_resid_pre, resid)
         normed = self.ln1(resid)
-        at_queries, at_keys = normed[:, rows.at.at_queries], normed[:, rows.at.at_keys]
-        resid = rows.spread(resid[:, rows.at.at_queries], rows.at.queries)
+        at_queries, at_keys = _take(normed, rows.at.at_queries), _take(normed, rows.at.at_keys)
+        resid = rows.spread(_take(resid, rows.at.at_queries), rows.at.queries)
         attn_out = self.attn(at_queries, at_keys, rows)
         resid = resid + _through(self.hook_attn_out, attn_out)
         if self.mlp is not None:
@@ -414,10 +484,10 @@ class Transformer(HookedRootModule):
         Without a hook on it, an activation that is not needed (a key, a value) is not formed.
         """
         plan = self._plan(None if read is None else tuple(read), tokens.shape[1], tokens.device)
-        resid, spread = self._embed(tokens, plan[0][0].inputs, read is not None)
+        resid, distinct = self._embed(tokens, plan[0][0].inputs, read is not None)
         for block, (at, blind) in zip(self.blocks, plan, strict=True):
-            resid = block(resid, Rows(at, blind, spread))
-            spread = _as_it_is
+            resid = block(resid, Rows(at, blind, distinct))
+            distinct = None
         return self.unembed(self.ln_final(resid))
 
     def _plan(self, read: tuple[int, ...] | None, n_pos: int, device: torch.device) -> Plan:
@@ -438,22 +508,17 @@ class Transformer(HookedRootModule):
         return self._plans[key]
 
     def _embed(
-        self, tokens: Tensor, positions: tuple[int, ...], distinct: bool
-    ) -> tuple[Tensor, Spread]:
-        everywhere = tuple(range(self.settings.n_ctx))
-        W_pos = self.pos_embed.W_pos[_index(everywhere, positions)]
-        if distinct and self.settings.d_vocab < tokens.shape[0]:
+        self, tokens: Tensor, positions: tuple[int, ...], fast: bool
+    ) -> tuple[Tensor, Distinct | None]:
+        W_pos = self.pos_embed.W_pos[_index(tuple(range(self.settings.n_ctx)), positions)]
+        if fast and 4 * self.settings.d_vocab < tokens.shape[0]:
             embed = _through(self.hook_embed, self.embed.W_E.unsqueeze(1))
             table = embed + _through(self.hook_pos_embed, W_pos.unsqueeze(0))
-            return table, lambda x, at: _spread(x, tokens[:, list(at)])
-        at = _index(everywhere, positions)
+            return table, Distinct(tokens)
+        at = _index(tuple(range(tokens.shape[1])), positions)
         embedded = _through(self.hook_embed, F.embedding(tokens[:, at], self.embed.W_E))
         pos = _through(self.hook_pos_embed, W_pos.expand(tokens.shape[0], -1, -1))
-        return embedded + pos, _as_it_is
-
-
-def _as_it_is(x: Tensor, positions: tuple[int, ...]) -> Tensor:
-    return x
+        return embedded + pos, None
 
 
 def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:

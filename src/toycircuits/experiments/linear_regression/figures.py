@@ -13,12 +13,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, DIVERGING
+from toycircuits.plotting import COLORS, DIVERGING, GREY
+from toycircuits.tables import MODEL, Z95, first_model, first_seeds
 
-MODEL = ["run", "variant", "seed"]  # the columns that tell models apart
 HEADS = "heads"
-GREY = "#777777"
-Z95 = 1.96  # standard errors of a 95% confidence interval
 DESCENT = "centred gradient descent, best rate"
 MSE = "mean squared error of y<sub>q</sub>"
 WEIGHTS = {"w": "w<sub>h</sub>", "mu": "μ<sub>h</sub>"}
@@ -61,16 +59,14 @@ class RenderSettings(Settings):
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its empty cells filled, and the columns `group` and `label`.
+    """The table with the columns `group` and `label`.
 
     >>> table = pd.DataFrame({"run": ["lr_h2", "lr_inits"], "variant": ["", "small_id"]})
     >>> named(table)[["group", "label"]].values.tolist()
     [['heads', 'H = 2'], ['inits', 'small_id']]
     """
-    variant = table["variant"].astype(object).where(table["variant"].notna(), "")
-    last = table["run"].str.rpartition("_")[2]
+    variant, last = table["variant"], table["run"].str.rpartition("_")[2]
     return table.assign(
-        variant=variant,
         group=last.where(variant != "", HEADS),
         label=variant.where(variant != "", last.str.replace(r"^h(\d+)$", r"H = \1", regex=True)),
     )
@@ -80,11 +76,6 @@ def parts(table: pd.DataFrame, by: str = "label") -> Iterator[tuple[str, pd.Data
     """The rows of each value of column `by`, in order of appearance."""
     for name, part in table.groupby(by, sort=False):
         yield str(name), part
-
-
-def first_seed(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the first seed of every run."""
-    return table[table["seed"] == table.groupby("run")["seed"].transform("first")]
 
 
 def with_layer(table: pd.DataFrame) -> pd.DataFrame:
@@ -121,7 +112,7 @@ def losses(training: pd.DataFrame, reference: float) -> go.Figure:
 
 def dynamics(heads: pd.DataFrame) -> go.Figure:
     """Draw w and mu of every head over training, a column for each model and layer."""
-    columns = list(parts(with_layer(first_seed(heads))))
+    columns = list(parts(with_layer(first_seeds(heads))))
     titles = [label for label, _ in columns]
     figure = make_subplots(
         2, len(columns), shared_xaxes=True, shared_yaxes=True, column_titles=titles
@@ -176,7 +167,7 @@ def symmetric(values: pd.Series, **place: object) -> dict[str, object]:
 
 def circuits(qk: pd.DataFrame, ov: pd.DataFrame) -> go.Figure:
     """QK and, under it, OV transposed, of every head: both have the key's entries as columns."""
-    qk, ov = (with_layer(first_seed(table)) for table in (qk, ov))
+    qk, ov = (with_layer(first_seeds(table)) for table in (qk, ov))
     qk = qk[qk["step"] == qk["step"].max()]
     several = ov["label"].nunique() > 1
     heads = list(ov[["label", "head"]].drop_duplicates().itertuples(index=False, name=None))
@@ -223,7 +214,7 @@ def circuits(qk: pd.DataFrame, ov: pd.DataFrame) -> go.Figure:
 
 def qk_evolution(qk: pd.DataFrame) -> go.Figure:
     """QK of every head at the kept steps: a row a head, a column a step."""
-    table = first_seed(qk)
+    table = first_seeds(qk)
     steps, heads = table["step"].unique(), table["head"].unique()
     figure = make_subplots(
         len(heads),
@@ -274,7 +265,7 @@ def band(
 
 def context(table: pd.DataFrame) -> go.Figure:
     """Error of every estimator over the number of examples: a panel a model."""
-    models = list(parts(first_seed(table)))
+    models = list(parts(first_seeds(table)))
     columns = min(2, len(models))
     rows = -(-len(models) // columns)
     titles = [label for label, _ in models]
@@ -304,7 +295,7 @@ def context(table: pd.DataFrame) -> go.Figure:
 
 def context_all(table: pd.DataFrame) -> go.Figure:
     """Error of every model over the number of examples: a panel a group."""
-    table = first_seed(table)
+    table = first_seeds(table)
     groups = list(parts(table, "group"))
     figure = make_subplots(
         1, len(groups), shared_yaxes=True, subplot_titles=[name for name, _ in groups]
@@ -325,11 +316,6 @@ def context_all(table: pd.DataFrame) -> go.Figure:
         width=330 * len(groups) + 300,
         height=580,
     )
-
-
-def first_model(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the first model in the table."""
-    return table[table.groupby(MODEL, sort=False).ngroup() == 0]
 
 
 def head_comparison(compared: pd.DataFrame) -> go.Figure:
@@ -410,7 +396,7 @@ def final_losses(models: pd.DataFrame) -> go.Figure:
 
 def head_pruning(ablations: pd.DataFrame) -> go.Figure:
     """Error after each head's output is zeroed or its attention made even: a panel a model."""
-    models = list(parts(first_seed(ablations)))
+    models = list(parts(first_seeds(ablations)))
     columns = min(COLUMNS, len(models))
     rows = -(-len(models) // columns)
     titles = [label for label, _ in models]

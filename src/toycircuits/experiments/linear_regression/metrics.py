@@ -63,7 +63,7 @@ class MeasureSettings(Settings):
     """What to measure.
 
     Attributes:
-        qk_steps: steps whose QK matrices are kept; each must have a checkpoint.
+        qk_steps: steps whose QK matrices are kept; each up to the end must have a checkpoint.
         live_ratio: a head is live if |w mu| is at least this share of the largest of its layer.
         lengths: numbers of examples at which errors are measured.
         sequences: sequences of the largest length on which they are measured, all lengths alike.
@@ -378,7 +378,7 @@ def training_tables(
         if step in settings.qk_steps:
             qk += matrix_rows([layer[0] for layer in found], step)
         steps.append(step)
-    if missing := sorted(set(settings.qk_steps) - set(steps)):
+    if missing := [s for s in settings.qk_steps if s not in steps and s < steps[-1]]:
         raise InputError(
             f"measure.qk_steps: found {missing[0]}; allowed are steps with a checkpoint: "
             f"{', '.join(map(str, steps[:3]))}, ... {steps[-1]}"

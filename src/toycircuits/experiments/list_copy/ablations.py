@@ -13,7 +13,6 @@ from torch import Tensor
 from toycircuits.config import InputError, Settings
 from toycircuits.experiments.list_copy.task import (
     POSITIONS,
-    UNSCORED,
     DataSettings,
     accuracies,
     evaluation_lists,
@@ -71,9 +70,10 @@ def score(model: Transformer, lists: Mapping[str, Tensor]) -> dict[str, Float[Te
     of a model that is fed its own predictions.
     """
     inputs, targets = lists["inputs"], lists["targets"]
-    logits = model(inputs).transpose(1, 2)
-    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=UNSCORED).double()
-    positions = {f"loss_at_{POSITIONS[pos]}": losses[:, pos] for pos in scored_positions(targets)}
+    scored = scored_positions(targets)
+    logits = model(inputs)[:, list(scored)].transpose(1, 2)
+    losses = F.cross_entropy(logits, targets, reduction="none").double().unbind(1)
+    positions = {f"loss_at_{POSITIONS[p]}": each for p, each in zip(scored, losses, strict=True)}
     mean = torch.stack(list(positions.values())).mean(0)
     return {"loss": mean, **accuracies(written(model, **lists), **lists), **positions}
 

@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 from pydantic import Field
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, SEQUENTIAL
+from toycircuits.plotting import COLORS, GREY, SEQUENTIAL
+from toycircuits.tables import MODEL, first_model, model_number, spread, wilson
 
-MODEL = ["run", "variant", "seed"]  # the columns that tell models apart
-GREEN, GREY = COLORS[2], "#777777"
+GREEN = COLORS[2]
 LEGEND_BELOW = {"orientation": "h", "y": -0.16, "x": 0.5, "xanchor": "center"}
 NATS = "cross-entropy (nats)"
 ABLATIONS = {
@@ -42,7 +42,6 @@ FREEZING = {
     (True, False): "W_V frozen",
     (True, True): "both frozen",
 }
-NORMAL_QUANTILE = 1.959964  # of a two-sided interval of 95%
 
 
 Steps = tuple[int, int]
@@ -79,29 +78,15 @@ class RenderSettings(Settings):
     grid: GridSettings | None = None
 
 
-def first_model(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the first model in the table."""
-    return table[table.groupby(MODEL, dropna=False, sort=False).ngroup() == 0]
-
-
 def first_run(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the first run in the table."""
     return table[table["run"] == table["run"].iloc[0]]
 
 
-def over_seeds(table: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
-    """Mean of `value` over the seeds of the first run, and how far it reaches up and down."""
-    stats = (
-        first_run(table).groupby(keys, sort=False)[value].agg(["mean", "min", "max"]).reset_index()
-    )
-    stats["up"], stats["down"] = stats["max"] - stats["mean"], stats["mean"] - stats["min"]
-    return stats
-
-
 def curves(training: pd.DataFrame, names: Mapping[str, str], y: str, title: str) -> go.Figure:
     """Columns `names` of the training log over steps: a colour each, a line for each model."""
     table = training.rename(columns=dict(names))
-    table["model"] = table.groupby(MODEL, dropna=False, sort=False).ngroup()
+    table["model"] = model_number(table)
     figure = px.line(
         table.melt(["step", "model", "seed"], list(names.values()), "of", y),
         x="step",
@@ -119,7 +104,7 @@ def curves(training: pd.DataFrame, names: Mapping[str, str], y: str, title: str)
 
 def at_end(training: pd.DataFrame, name: str) -> float:
     """Mean over the models of the last value of a column of the training log."""
-    return float(training.groupby(MODEL, dropna=False)[name].last().mean())
+    return float(training.groupby(MODEL)[name].last().mean())
 
 
 def loss(training: pd.DataFrame) -> go.Figure:
@@ -194,7 +179,7 @@ def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
     table = named(ablations).melt(
         [*MODEL, "subset", "ablation", "where"], ["loss", "accuracy"], "metric", "value"
     )
-    stats = over_seeds(table, ["metric", "subset", "ablation", "where"], "value")
+    stats = spread(first_run(table), ["metric", "subset", "ablation", "where"], "value")
     none = stats[stats["ablation"] == "none"].set_index(["metric", "subset"])["mean"]
     subsets = list(stats["subset"].unique())
     figure = px.bar(
@@ -245,7 +230,7 @@ def ablation_positions(ablations: pd.DataFrame) -> go.Figure:
     names = PREDICTIONS if "loss_at_d1" in columns else OUTPUTS
     long["prediction"] = long["prediction"].replace(names)
     figure = px.bar(
-        over_seeds(long, ["case", "prediction"], "part"),
+        spread(first_run(long), ["case", "prediction"], "part"),
         x="mean",
         y="case",
         color="prediction",
@@ -299,7 +284,7 @@ def explained_variance(variance: pd.DataFrame) -> go.Figure:
 
 def probes(table: pd.DataFrame) -> go.Figure:
     """Accuracy of linear probes of the separator after each layer, with controls and chance."""
-    stats = over_seeds(table, ["case", "layer", "number"], "accuracy")
+    stats = spread(first_run(table), ["case", "layer", "number"], "accuracy")
     stats["layer"] = "after layer " + stats["layer"].astype(str)
     figure = px.bar(
         stats,
@@ -339,7 +324,7 @@ def copying_accuracy(training: pd.DataFrame) -> go.Figure:
 
 def batch_orders(training: pd.DataFrame) -> go.Figure:
     """Validation accuracy and loss of the runs without variants, which differ in batch order."""
-    own = training[training["variant"].isna()]
+    own = training[training["variant"] == ""]
     names = {"accuracy": "accuracy", "loss": NATS}
     table = own.rename(columns=names).melt([*MODEL, "step"], list(names.values()), "of", "value")
     figure = px.line(
@@ -383,19 +368,6 @@ def weight_ranges(ranges: pd.DataFrame) -> go.Figure:
         showlegend=True,
     )
     return figure.update_yaxes(title="attention weight", range=[-0.03, 1.03])
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95% interval of a rate after Wilson (1927): the rates that the count does not reject.
-
-    >>> [round(bound, 4) for bound in wilson(0, 3)], [round(bound, 4) for bound in wilson(5, 10)]
-    ([0.0, 0.5615], [0.2366, 0.7634])
-    """
-    z2 = NORMAL_QUANTILE**2
-    rate = successes / trials
-    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    reach = np.sqrt(rate * (1 - rate) * z2 / trials + z2**2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
 
 
 def outcomes(models: pd.DataFrame, keys: list[str], grid: GridSettings) -> pd.DataFrame:
@@ -520,7 +492,7 @@ def grid_accuracy(cells: pd.DataFrame) -> go.Figure:
 
 def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
     """Accuracy over steps in every cell: a line a model, a row for each depth."""
-    cells = labelled(architecture.dropna(subset="variant"))
+    cells = labelled(architecture[architecture["variant"] != ""])
     table = cells.merge(training, on=MODEL)
     figure = px.line(
         table,
@@ -549,7 +521,7 @@ def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure
 
 def grid_outputs(shares: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
     """What the models of every cell write for a list of two different numbers."""
-    table = labelled(architecture.dropna(subset="variant")).merge(shares, on=MODEL)
+    table = labelled(architecture[architecture["variant"] != ""]).merge(shares, on=MODEL)
     mean = table.groupby(["shape", "freezing", "outcome"], sort=False)["share"].mean()
     figure = px.bar(
         mean.reset_index(),
@@ -575,11 +547,10 @@ def compare(
     tables: Mapping[str, pd.DataFrame], settings: RenderSettings
 ) -> dict[str, pd.DataFrame]:
     """Final loss and accuracy of every model; of a grid also each cell, and each batch order."""
-    training = tables["training"].fillna({"variant": ""})
-    models = training.groupby(MODEL).last().reset_index()
+    models = tables["training"].groupby(MODEL).last().reset_index()
     if settings.grid is None:
         return {"models": models}
-    models = models.merge(tables["architecture"].fillna({"variant": ""}), on=MODEL)
+    models = models.merge(tables["architecture"], on=MODEL)
     plain = models[models["variant"] == ""]
     return {
         "models": models,

@@ -12,11 +12,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from toycircuits.config import InputError, Settings
@@ -224,6 +219,12 @@ def probe(
     Lists that share the other number are held out together: a probe is only scored where it
     cannot have learnt a vector by heart, nor a combination with a number that it has seen.
     """
+    # Here and below, not above: most runs measure no probe, and scikit-learn loads for a second.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels, others = lists[:, index], lists[:, 1 - index]
     if shuffled:
         labels = np.random.default_rng(settings.control_seed).permutation(labels)
@@ -261,6 +262,8 @@ def pca_tables(
     vectors: Mapping[str, Float[np.ndarray, "list d_model"]], lists: Int[np.ndarray, "list 2"]
 ) -> Tables:
     """Coordinates of each trained vector, and the share of variance of every component."""
+    from sklearn.decomposition import PCA
+
     fits = {name: PCA().fit(matrix) for name, matrix in vectors.items()}
     coordinates = fits["trained"].transform(vectors["trained"])[:, :SHOWN]
     points = pd.DataFrame({"d1": lists[:, 0], "d2": lists[:, 1], "sum": lists.sum(1)})

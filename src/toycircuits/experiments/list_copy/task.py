@@ -38,7 +38,7 @@ POSITIONS = ("d1", "d2", "SEP", "o1", "o2")
 LIST_LENGTH = 2
 SEP = 2  # position of the separator
 OUTPUTS = (3, 4)  # positions of the list's copy
-UNSCORED = -100  # target of a prediction that does not count; cross_entropy's own ignore_index
+SCORED = {"next_token": (0, 1, 2, 3), "in_place": OUTPUTS}  # positions of predictions that count
 
 
 class DataSettings(Settings):
@@ -102,33 +102,32 @@ def all_lists(n_symbols: int) -> Int[Tensor, "list 2"]:
 
 
 def sequences(lists: Int[Tensor, "list 2"], settings: DataSettings) -> dict[str, Tensor]:
-    """Inputs and targets [list, pos] of `lists`.
+    """Inputs [list, pos] of `lists`, and the targets [list, scored] of predictions that count.
 
     >>> settings = DataSettings(layout="next_token", n_symbols=10, n_lists=1, n_sampled=1, seed=0)
     >>> made = sequences(torch.tensor([[8, 3]]), settings)
     >>> made["inputs"].tolist(), made["targets"].tolist()
-    ([[8, 3, 10, 8, 3]], [[3, 10, 8, 3, -100]])
+    ([[8, 3, 10, 8, 3]], [[3, 10, 8, 3]])
     >>> settings = DataSettings(layout="in_place", n_symbols=10, train_fraction=0.5, seed=0)
     >>> made = sequences(torch.tensor([[8, 3]]), settings)
     >>> made["inputs"].tolist(), made["targets"].tolist()
-    ([[8, 3, 10, 10, 10]], [[-100, -100, -100, 8, 3]])
+    ([[8, 3, 10, 10, 10]], [[8, 3]])
     """
     separator = torch.full((len(lists), 1), settings.n_symbols)
     if settings.layout == "in_place":
         inputs = torch.cat([lists, separator, separator, separator], 1)
-        return {"inputs": inputs, "targets": F.pad(lists, (SEP + 1, 0), value=UNSCORED)}
+        return {"inputs": inputs, "targets": lists}
     inputs = torch.cat([lists, separator, lists], 1)
-    targets = F.pad(inputs[:, 1:], (0, 1), value=UNSCORED)
-    return {"inputs": inputs, "targets": targets}
+    return {"inputs": inputs, "targets": inputs[:, 1:].clone()}
 
 
 def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
     """Lists to train on, all lists, and which of them results are over.
 
     Returns:
-        inputs, targets [n_train, pos]; all_inputs, all_targets [n_symbols^2, pos], in
-        lexicographic order; and rows of the latter: for `next_token`, sampled [n_sampled]; for
-        `in_place`, validation [n_symbols^2 - n_train].
+        inputs [n_train, pos] and targets [n_train, scored]; all_inputs and all_targets, alike but
+        [n_symbols^2, ...], in lexicographic order; and rows of the latter: for `next_token`,
+        sampled [n_sampled]; for `in_place`, validation [n_symbols^2 - n_train].
 
     >>> settings = DataSettings(layout="next_token", n_symbols=3, n_lists=50, n_sampled=4, seed=0)
     >>> data = generate(settings, torch.Generator().manual_seed(0))
@@ -185,16 +184,20 @@ def batches(
     return shuffled_batches(rows, train.batch_size, generator, train.drop_last, train.reshuffle)
 
 
-def scored_positions(targets: Int[Tensor, "list pos"]) -> tuple[int, ...]:
-    """Positions whose predictions count; they are the same in every row."""
-    return tuple(pos for pos, target in enumerate(targets[0].tolist()) if target != UNSCORED)
+def scored_positions(targets: Int[Tensor, "list scored"]) -> tuple[int, ...]:
+    """Positions of the predictions that these are the targets of; a layout tells by their number.
+
+    >>> scored_positions(torch.tensor([[8, 3]]))
+    (3, 4)
+    """
+    return {len(positions): positions for positions in SCORED.values()}[targets.shape[1]]
 
 
 def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the predictions that count, in nats."""
     read = scored_positions(batch["targets"])
     logits = model(batch["inputs"], read=read)
-    return F.cross_entropy(logits.flatten(0, 1), batch["targets"][:, list(read)].flatten())
+    return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
 
 
 def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2"]:
@@ -211,7 +214,7 @@ def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2
 
 
 def written(
-    model: Any, inputs: Int[Tensor, "list pos"], targets: Int[Tensor, "list pos"]
+    model: Any, inputs: Int[Tensor, "list pos"], targets: Int[Tensor, "list scored"]
 ) -> Int[Tensor, "list 2"]:
     """The copy that the model writes of each list, as the layout of the targets has it written."""
     if scored_positions(targets) != OUTPUTS:
@@ -222,7 +225,7 @@ def written(
 def accuracies(
     outputs: Int[Tensor, "list 2"],
     inputs: Int[Tensor, "list pos"],
-    targets: Int[Tensor, "list pos"],
+    targets: Int[Tensor, "list scored"],
 ) -> dict[str, Float[Tensor, " list"]]:
     """What of each list is copied, under the names that tables and the training log use.
 

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from toycircuits.config import Settings
 from toycircuits.plotting import COLORS, DIVERGING, SEQUENTIAL
+from toycircuits.tables import MODEL, first_model, model_number
 
 GUIDE = {"dash": "dot", "color": "black", "width": 1.5}
 STEP, LOSS = "training step (full-batch epoch)", "cross-entropy loss (nats)"
@@ -28,18 +29,9 @@ class RenderSettings(Settings):
     published_phases: tuple[int, int, int] | None
 
 
-def first_model(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the first model: pictures of weights and activations show one."""
-    if table.empty:
-        return table
-    model = table[["run", "variant", "seed"]].fillna("")
-    return table[(model == model.iloc[0]).all(axis=1)].reset_index(drop=True)
-
-
 def matrix(table: pd.DataFrame, drop: tuple[str, ...] = ()) -> np.ndarray:
     """The values of a wide table, without the columns that label its rows."""
-    labels = ["run", "variant", "seed", *drop]
-    return table.drop(columns=labels).to_numpy(dtype=float)
+    return table.drop(columns=[*MODEL, *drop]).to_numpy(dtype=float)
 
 
 def heatmap(values: np.ndarray, title: str, axes: tuple[str, str], **options: Any) -> go.Figure:
@@ -57,10 +49,9 @@ def heatmap(values: np.ndarray, title: str, axes: tuple[str, str], **options: An
 
 def loss_curves(training: pd.DataFrame, uniform: float) -> go.Figure:
     """Training and test loss of every model, and the loss of guessing."""
-    index = ["run", "variant", "seed"]
-    long = training.melt([*index, "step"], ["train_loss", "test_loss"], "pairs", "loss")
+    long = training.melt([*MODEL, "step"], ["train_loss", "test_loss"], "pairs", "loss")
     long["pairs"] = long["pairs"].str.removesuffix("_loss")
-    long["model"] = long[index].fillna("").astype(str).agg(" ".join, axis=1)
+    long["model"] = model_number(long)
     figure = px.line(
         long,
         x="step",
@@ -132,7 +123,7 @@ def basis_heatmap(fourier_basis: pd.DataFrame) -> go.Figure:
 
 def basis_lines(fourier_basis: pd.DataFrame) -> go.Figure:
     """The first rows of the Fourier basis as waves."""
-    rows = fourier_basis.head(BASIS_ROWS_SHOWN).drop(columns=["run", "variant", "seed"])
+    rows = fourier_basis.head(BASIS_ROWS_SHOWN).drop(columns=MODEL)
     long = rows.melt("component", var_name="number", value_name="value")
     long["number"] = long["number"].str.removeprefix("x").astype(int)
     labels = {"number": "number", "value": "value (unit-norm row)"}
@@ -360,7 +351,7 @@ def progress_measures(progress: pd.DataFrame) -> go.Figure:
 
 def key_waves(fourier_basis: pd.DataFrame, key: list[int]) -> go.Figure:
     """Cosine and sine of the key frequencies over the numbers."""
-    table = fourier_basis.set_index("component").drop(columns=["run", "variant", "seed"])
+    table = fourier_basis.set_index("component").drop(columns=MODEL)
     figure = make_subplots(len(key), 1, shared_xaxes=True, vertical_spacing=0.05)
     for row, k in enumerate(key, start=1):
         for index, kind in enumerate(("cos", "sin")):
@@ -399,10 +390,8 @@ def compare(
     tables: Mapping[str, pd.DataFrame], settings: RenderSettings
 ) -> dict[str, pd.DataFrame]:
     """Which models grokked, when their phases ended, and their final losses."""
-    index = ["run", "variant", "seed"]
-    labelled = {name: table.fillna({"variant": ""}) for name, table in tables.items()}
-    phases = labelled["phases"].pivot(index=index, columns="phase", values="step")
-    final = labelled["progress"].groupby(index).last()
+    phases = tables["phases"].pivot(index=MODEL, columns="phase", values="step")
+    final = tables["progress"].groupby(MODEL).last()
     losses = ["train_loss", "test_loss", "restricted_loss", "excluded_loss", "residual"]
     return {"models": final[losses].join(phases).reset_index()}
 

@@ -4,7 +4,6 @@ Pictures of one model show the first seed of each run. Curves show a line for ea
 mean over seeds (and draws, of a control) with their range.
 """
 
-import math
 from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
@@ -16,12 +15,10 @@ from plotly.subplots import make_subplots
 from pydantic import Field
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, DIVERGING, SEQUENTIAL
+from toycircuits.plotting import COLORS, DIVERGING, GREY, SEQUENTIAL
+from toycircuits.tables import MODEL, first_seeds, spread, wilson
 
-MODEL = ["run", "seed"]  # the columns that tell models apart
-GREY = "#777777"
 NATS = "cross-entropy (nats)"
-Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 EVERYTHING = "all held-out strings"
 METHODS = {"none": "nothing", "weight_zero": "weights zeroed", "mean": "output at its mean"}
 BELOW = {"orientation": "h", "y": -0.2, "x": 0.5, "xanchor": "center", "title": ""}
@@ -45,20 +42,6 @@ class RenderSettings(Settings):
     success_at_least: float = Field(gt=0, le=1)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95% Wilson interval of a success rate.
-
-    >>> [round(limit, 4) for limit in wilson(5, 5)]
-    [0.5655, 1.0]
-    >>> [round(limit, 4) for limit in wilson(1, 4)]
-    [0.0456, 0.6994]
-    """
-    rate, z2 = successes / n, Z95**2
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def short_names(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the words that all its runs begin with taken off their names.
 
@@ -68,18 +51,6 @@ def short_names(table: pd.DataFrame) -> pd.DataFrame:
     beginnings = zip(*(run.split("_")[:-1] for run in table["run"].unique()), strict=False)
     shared = [words[0] for words in takewhile(lambda words: len(set(words)) == 1, beginnings)]
     return table.assign(run=table["run"].str.removeprefix("_".join([*shared, ""])))
-
-
-def first_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the first seed of each run."""
-    return table[table["seed"] == table.groupby("run")["seed"].transform("first")]
-
-
-def over_seeds(table: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
-    """Mean of `value` for each of `keys`, and how far the values reach up and down from it."""
-    stats = table.groupby(keys, sort=False)[value].agg(["mean", "min", "max"]).reset_index()
-    stats["up"], stats["down"] = stats["max"] - stats["mean"], stats["mean"] - stats["min"]
-    return stats
 
 
 def curves(training: pd.DataFrame, names: Mapping[str, str], y: str, title: str) -> go.Figure:
@@ -197,7 +168,7 @@ def mirror(table: pd.DataFrame) -> go.Figure:
     """Mean attention on each anti-diagonal, before and after training, and without preference."""
     keys = ["run", "layer", "case", "shift"]
     long = pd.concat([table, table.assign(case="uniform", weight=table["uniform"])])
-    stats = over_seeds(long, keys, "weight")
+    stats = spread(long, keys, "weight")
     stats["layer"] = "layer " + stats["layer"].astype(str)
     figure = px.line(
         stats,
@@ -238,14 +209,19 @@ def mirror_course(table: pd.DataFrame) -> go.Figure:
     return figure.update_layout(legend=BELOW)
 
 
-def ablation_bars(ablations: pd.DataFrame, chance: float) -> go.Figure:
-    """Held-out symbols right under each ablation."""
+def ablation_bars(ablations: pd.DataFrame, commonest: Mapping[str, float]) -> go.Figure:
+    """Held-out symbols right under each ablation.
+
+    Args:
+        commonest: run -> what a model has right that writes one symbol always, the best one.
+    """
     table = ablations[ablations["method"] != "restored"]
     layered = ~table["layer"].isin(["none", "all"])
     where = ("layer " + table["layer"].astype(str) + " ").where(layered, "")
     table = table.assign(what=where + table["component"], by=table["method"].map(METHODS))
+    bars = list(table["what"].unique())
     figure = px.bar(
-        over_seeds(table, ["run", "what", "by"], "accuracy"),
+        spread(table, ["run", "what", "by"], "accuracy"),
         x="mean",
         y="what",
         color="by",
@@ -253,14 +229,17 @@ def ablation_bars(ablations: pd.DataFrame, chance: float) -> go.Figure:
         error_x="up",
         error_x_minus="down",
         orientation="h",
-        category_orders={"what": list(table["what"].unique())},
+        category_orders={"what": bars},
         color_discrete_sequence=(GREY, *COLORS),
         labels={"mean": "held-out symbols right", "what": "", "by": ""},
-        title="What is left without a component (dashed: guessing)",
+        title="What is left without a component (dashed: the commonest symbol, always)",
         height=520,
     )
-    figure.add_vline(chance, line_dash="dash", line_color=GREY)
-    figure.update_xaxes(range=[0, 1.05])
+    for column, run in enumerate(table["run"].unique(), start=1):
+        line = {"line_dash": "dash", "line_color": GREY, "row": 1, "col": column}
+        figure.add_vline(commonest[run], **line)
+    # The range in full: left alone, it leaves out bars of the first traces.
+    figure.update_xaxes(range=[0, 1.05]).update_yaxes(range=[-0.6, len(bars) - 0.4])
     return bare_facets(figure).update_layout(legend=BELOW | {"y": -0.16})
 
 
@@ -298,7 +277,7 @@ def mlp_output(table: pd.DataFrame) -> go.Figure:
 
 def confusion(table: pd.DataFrame) -> go.Figure:
     """Symbols read against symbols due, mean over seeds."""
-    stats = over_seeds(table, ["run", "case", "target", "read"], "share")
+    stats = spread(table, ["run", "case", "target", "read"], "share")
     title = "Symbols read at the outputs against symbols due (held out, mean over seeds)"
     cell = ("target", "read", "mean")
     return heatmaps(stats, ("run", "case"), cell, title, cmin=0, cmax=1)
@@ -314,16 +293,18 @@ def compare(
     models = tables["training"].groupby(MODEL, sort=False).last().reset_index()
     mirrored = tables["mirror"].query("shift == 0")
     right = tables["confusion"].query("target == read")
+    right = right.assign(share=right["share"] * right["due"])
+    right = right.groupby([*MODEL, "case"], sort=False)["share"].sum().reset_index()
     weights = {"mirror_weight": "weight", "mirror_share": "argmax_share"}
     return {
-        "models": models.drop(columns="variant"),
+        "models": models,
         "success": success_rates(models, settings.success_at_least),
         "differences": differences(models),
         "mirror_summary": pd.concat(
-            over_seeds(mirrored, ["run", "layer", "head", "case"], column).assign(of=name)
+            spread(mirrored, ["run", "layer", "head", "case"], column).assign(of=name)
             for name, column in weights.items()
         ),
-        "readings": over_seeds(right, ["run", "case"], "share"),
+        "readings": spread(right, ["run", "case"], "share"),
     }
 
 
@@ -361,13 +342,14 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[s
     known = {name: short_names(t) for name, t in tables.items() if "seed" in t}
     training, patterns = known["training"], known["patterns"]
     losses = {"train_loss": "batch", "holdout_loss": "held out"}
-    chance = 1 / (1 + known["confusion"]["target"].max())
+    due = known["confusion"].groupby("run")["due"].max()
+    commonest = {str(run): share for run, share in due.items()}
     return {
         "loss": curves(training, losses, NATS, "Loss of the answer's symbols"),
         "accuracy": accuracy(training, "accuracy"),
         "accuracy_string": accuracy(training, "accuracy_string"),
         "learning_rate": learning_rate(training),
-        "ablations": ablation_bars(known["ablations"], chance),
+        "ablations": ablation_bars(known["ablations"], commonest),
         **{f"attention_{run}": attention(patterns, run) for run in patterns["run"].unique()},
         "attention_seeds": attention_seeds(patterns),
         "mirror": mirror(known["mirror"]),

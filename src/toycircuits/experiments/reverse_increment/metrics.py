@@ -235,8 +235,9 @@ def measure(
     shifts = range(1 - task.length, task.length)
     mirror = pd.concat([mirror_table(own, shifts).assign(case=name) for name, own in acts.items()])
     read = readings(models, acts, task.n_symbols)
+    due = F.one_hot(holdout["targets"], task.n_symbols).double().mean((0, 1)).tolist()
     confusions = [
-        {"case": case, **cell}
+        {"case": case, "due": due[int(cell["target"])], **cell}
         for case, symbols in read.items()
         for cell in matrix_rows(
             confusion(symbols, holdout["targets"], task.n_symbols), ("target", "read", "share")

@@ -47,7 +47,8 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.n_strings > MAX_STRINGS:
-            raise ValueError(f"length: found {self.length}; {self.n_strings} strings are too many")
+            allowed = f"at most {MAX_STRINGS} strings, not {self.n_strings}"
+            raise ValueError(f"length: found {self.length}; allowed are {allowed}")
         if self.n_train >= self.n_strings:
             allowed = f"less than all strings, {self.n_strings}"
             raise ValueError(f"n_train: found {self.n_train}; allowed is {allowed}")

@@ -1,0 +1,61 @@
+"""Import TransformerLens without the Hugging Face libraries, which load for over a second.
+
+Its hooks, caches and factored matrices, all that this project uses of it, need none of them; its
+`__init__` imports them all the same, for language models. A stage starts dozens of times in one
+reproduction. So the stages, and they alone, import it with stand-ins in their place; whoever
+imports `toycircuits` elsewhere gets TransformerLens as it is.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+HEAVY = ("transformers", "datasets", "huggingface_hub")
+
+
+class _StandIn(ModuleType):
+    """A module in which every name is an empty class."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds a stand-in for every module of `HEAVY`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A spec for modules of `HEAVY`, None for others."""
+        heavy = fullname.partition(".")[0] in HEAVY
+        return ModuleSpec(fullname, self, is_package=True) if heavy else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """An empty stand-in."""
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run."""
+
+
+def import_transformer_lens() -> None:
+    """Import TransformerLens with stand-ins; as it is, should it not do with these."""
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        import transformer_lens  # noqa: F401
+    except Exception:  # whatever a later version of it wants from a stand-in
+        _forget("transformer_lens")
+    finally:
+        sys.meta_path.remove(finder)
+        for name in HEAVY:
+            _forget(name)
+
+
+def _forget(name: str) -> None:
+    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+        del sys.modules[module]

@@ -1,0 +1,709 @@
+"""Reversed strings: both splits, a planted solver, ablations by hand, and the figures."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toycircuits.config import InputError, Settings, find_run, read_params
+from toycircuits.experiments.reverse_increment import ablations, figures, metrics, model, task
+from toycircuits.transformer import Transformer
+
+Data = tuple[task.DataSettings, dict[str, Tensor]]
+ROOT = Path(__file__).resolve().parents[2]
+SPLITS = ("sequential", "random")
+DATA = {"n_symbols": 3, "length": 4, "n_train": 60, "n_sampled": 25, "seed": 0}
+MODEL: dict[str, Any] = {"n_layers": 2, "n_heads": 1, "d_model": 4, "d_head": 2, "d_mlp": 16}
+MODEL |= {"act_fn": "relu", "normalization": "LN", "use_bias": True}
+TRAIN: dict[str, Any] = {
+    **{"optimizer": "AdamW", "lr": 0.006, "betas": [0.9, 0.999], "weight_decay": 0.01},
+    **{"batch_size": 256, "unit": "epoch", "length": 40, "log_every": 1, "checkpoint_every": 40},
+    **{
+        "schedule": {"warmup": 5, "peak": 1.3},
+        "clip_grad_norm": 1.0,
+        "stop": None,
+        "compile": False,
+    },
+    **{"weight_seeds": [0], "batch_seeds": [0], "split": "sequential", "drop_last": False},
+}
+MEASURE = {"n_samples": 3}
+ABLATE = {"control_draws": 5, "control_seed": 0}
+RENDER = {"success_at_least": 0.99}
+
+
+def make_data(**changes: Any) -> Data:
+    settings = task.DataSettings.parse(DATA | changes, "data")
+    return settings, task.generate(settings, torch.Generator().manual_seed(settings.seed))
+
+
+def train_settings(**changes: Any) -> task.TrainSettings:
+    return task.TrainSettings.parse(TRAIN | changes, "train")
+
+
+def seen(split: str = "random", **changes: Any) -> Data:
+    """Settings, and the data as a run with this split sees them."""
+    settings, data = make_data(**changes)
+    return settings, train_settings(split=split).select(data)
+
+
+def make_model(settings: task.DataSettings, seed: int = 0, **changes: Any) -> Transformer:
+    parsed = model.ModelSettings.parse(MODEL | changes, "model")
+    return model.build(parsed, settings, torch.Generator().manual_seed(seed))
+
+
+def scrambled(settings: task.DataSettings, seed: int = 0, **changes: Any) -> Transformer:
+    """A float64 model in which nothing, biases and LayerNorms included, is 0 or 1."""
+    made = make_model(settings, **changes).double()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in made.parameters():
+        parameter.data.normal_(std=0.8, generator=generator)
+    return made
+
+
+def only(table: pd.DataFrame, **values: Any) -> dict[str, Any]:
+    """The one row of `table` with these values."""
+    (row,) = table[(table[list(values)] == pd.Series(values)).all(axis=1)].to_dict("records")
+    return {str(name): value for name, value in row.items()}
+
+
+def solver(settings: task.DataSettings, layer: int) -> Transformer:
+    """In one layer each output attends to the symbol it needs, and adds ten times its successor.
+
+    The residual stream holds the position, one-hot, and then the token, one-hot; all else is zero.
+    """
+    n, n_symbols = settings.length, settings.n_symbols
+    shape = {"d_model": 2 * n + n_symbols + 1, "d_head": 2 * n, "d_mlp": 1}
+    made = make_model(settings, **shape, normalization=None)
+    for parameter in made.parameters():
+        parameter.data.zero_()
+    eye = torch.eye(shape["d_model"])
+    made.get_parameter("pos_embed.W_pos").data = eye[: 2 * n]
+    made.get_parameter("embed.W_E").data = eye[2 * n :]
+    made.get_parameter("unembed.W_U").data = eye[:, 2 * n :]
+    W_Q, W_K, W_V, W_O = (made.get_parameter(f"blocks.{layer}.attn.W_{c}").data[0] for c in "QKVO")
+    W_K[: 2 * n] = torch.eye(2 * n)
+    for output in range(n):
+        W_Q[n + output, n - output] = 1000.0
+    for symbol in range(n_symbols):
+        W_V[2 * n + symbol, symbol] = 1.0
+        W_O[symbol, 2 * n + (symbol + 1) % n_symbols] = 10.0
+    return made
+
+
+# Task
+
+
+@pytest.fixture(scope="module")
+def paper() -> Data:
+    return make_data(n_symbols=4, length=8, n_train=60_000, n_sampled=5000)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_params_say_what_was_published(split: str) -> None:
+    params = read_params(ROOT / "params.yaml") | {"scale": "paper"}
+    run = find_run(params, f"reverse_increment_{split}")
+    data = run.section("data", task.DataSettings)
+    assert (data.n_symbols, data.length, data.n_train) == (4, 8, 60_000)
+    assert run.section("model", model.ModelSettings).model_dump() == MODEL
+    train = run.section("train", task.TrainSettings)
+    free = {"weight_seeds", "batch_seeds", "checkpoint_every"}
+    published = train_settings(split=split).model_dump(exclude=free)
+    assert train.model_dump(exclude=free) == published
+    assert len(train.weight_seeds) == 5
+
+
+def test_every_string_and_its_answer(paper: Data) -> None:
+    _, data = paper
+    inputs, targets = data["inputs"], data["targets"]
+    assert (inputs.shape, targets.shape) == ((65536, 16), (65536, 8))
+    assert (inputs[:, 0] == 4).all()
+    place_values = 4 ** torch.arange(7, -1, -1)
+    assert torch.equal((inputs[:, 1:9] * place_values).sum(1), torch.arange(65536))
+    for i in range(8):
+        assert torch.equal(targets[:, i], (inputs[:, 8 - i] + 1) % 4)  # x_j stands at 1 + j
+    assert torch.equal(inputs[:, 9:], targets[:, :-1])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits_are_disjoint_and_complete(paper: Data, split: str) -> None:
+    _, data = paper
+    train, holdout, sampled = (data[f"{split}_{name}"] for name in ("train", "holdout", "sampled"))
+    assert (len(train), len(holdout), len(sampled)) == (60_000, 5536, 5000)
+    assert torch.equal(torch.cat([train, holdout]).sort().values, torch.arange(65536))
+    assert len(sampled.unique()) == 5000
+    assert torch.isin(sampled, train).all()
+    # Neither the first of them nor all from one end: 5,000 even draws leave no quarter empty.
+    assert torch.histc(sampled.float(), 4, 0, 65536).min() > 500
+
+
+def test_only_the_sequential_holdout_starts_alike(paper: Data) -> None:
+    _, data = paper
+    x0, x1 = data["inputs"][data["sequential_holdout"], 1:3].T
+    assert x0.unique().tolist() == [3]
+    assert x1.unique().tolist() == [2, 3]
+    pairs = data["inputs"][data["random_holdout"], 1:3].unique(dim=0)
+    assert len(pairs) == 16
+
+
+def test_splits_follow_the_seed() -> None:
+    (_, data), (_, again), (_, other) = make_data(), make_data(), make_data(seed=1)
+    assert all(torch.equal(data[name], again[name]) for name in data)
+    assert not torch.equal(data["random_train"].sort()[0], other["random_train"].sort()[0])
+    assert torch.equal(data["sequential_train"], other["sequential_train"])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_run_sees_its_own_split_alone(split: str) -> None:
+    _, data = make_data()
+    own = train_settings(split=split).select(data)
+    assert set(own) == {"inputs", "targets", "train", "holdout", "sampled"}
+    for name in ("train", "holdout", "sampled"):
+        assert torch.equal(own[name], data[f"{split}_{name}"])
+        part = task.part(own, name)
+        assert torch.equal(part["inputs"], data["inputs"][data[f"{split}_{name}"]])
+        assert torch.equal(part["targets"], data["targets"][data[f"{split}_{name}"]])
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (task.DataSettings, DATA | {"n_symbols": 1}, "key.n_symbols: found 1; input should be"),
+        (task.DataSettings, DATA | {"length": 14}, "key: length: found 14; "),
+        (task.DataSettings, DATA | {"n_train": 81}, "n_train: found 81; allowed is less than all"),
+        (task.DataSettings, DATA | {"n_sampled": 61}, "n_sampled: found 61; allowed is at most n_"),
+        (task.TrainSettings, TRAIN | {"split": "odd"}, 'key.split: found "odd"; input should be'),
+        (task.TrainSettings, TRAIN | {"batch_size": None}, "key.batch_size: found null; input"),
+        (task.TrainSettings, TRAIN | {"length": 5}, "schedule.warmup: found 5; allowed is less"),
+        (model.ModelSettings, MODEL | {"d_mlp": None}, "key.d_mlp: found null; input should be"),
+        (metrics.MeasureSettings, {"n_samples": 0}, "key.n_samples: found 0; input should be"),
+        (ablations.AblateSettings, ABLATE | {"control_draws": 0}, "key.control_draws: found 0; in"),
+        (figures.RenderSettings, {"success_at_least": 99.0}, "key.success_at_least: found 99.0; "),
+    ],
+)
+def test_bad_settings_are_named(cls: type[Settings], values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        cls.parse(values, "key")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("key")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_last_partial_batch_is_kept(paper: Data) -> None:
+    settings, data = paper
+    train = train_settings()
+    own = train.select(data)
+    stream = task.batches(own, settings, train, torch.Generator().manual_seed(0))
+    assert stream.per_epoch == 235
+    epochs = [[stream.next() for _ in range(235)] for _ in range(2)]
+    assert [len(batch["inputs"]) for batch in epochs[0]] == [256] * 234 + [96]
+    first, second = (torch.cat([batch["inputs"] for batch in epoch]) for epoch in epochs)
+    assert len(first.unique(dim=0)) == 60_000
+    assert not torch.equal(first, second)
+    last = epochs[0][-1]
+    assert torch.equal(last["targets"], task.reverse_increment(last["inputs"][:, 1:9], 4))
+    dropped = train_settings(drop_last=True)
+    assert task.batches(own, settings, dropped, torch.Generator()).per_epoch == 234
+
+
+def test_learning_rates_are_the_published_ones() -> None:
+    train = train_settings()
+    assert train.schedule is not None
+    factors = [train.schedule.factor(epoch, train.length) for epoch in range(40)]
+    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.3])
+    cosine = [0.65 * (1 + math.cos(math.pi * (epoch - 5) / 35)) for epoch in range(5, 40)]
+    assert factors[5:] == pytest.approx(cosine)
+
+
+def test_loss_and_evaluation_read_the_answers_positions() -> None:
+    settings, data = seen()
+    made = scrambled(settings)
+    with torch.no_grad():
+        logged = task.evaluate(made, data)
+        for name, where in (("sampled", "train"), ("holdout", "holdout")):
+            part = task.part(data, name)
+            logits = made(part["inputs"])[:, 4:8]  # of all eight positions
+            right = (logits.argmax(-1) == part["targets"]).double()
+            assert 0 < right.mean() < 1
+            assert logged[f"{where}_accuracy"] == pytest.approx(right.mean().item())
+            string = right.prod(1).mean().item()
+            assert logged[f"{where}_accuracy_string"] == pytest.approx(string)
+        p = logits.softmax(-1).gather(2, part["targets"].unsqueeze(2))
+        assert logged["holdout_loss"] == pytest.approx(-p.log().mean().item())
+        assert task.loss(made, part).item() == pytest.approx(logged["holdout_loss"])
+
+
+# Model
+
+
+def test_parameters_at_paper_settings() -> None:
+    made = make_model(task.DataSettings.parse(DATA | {"n_symbols": 4, "length": 8}, "data"))
+    shapes: dict[str, tuple[int, ...]] = {
+        **{"embed.W_E": (5, 4), "pos_embed.W_pos": (16, 4), "ln_final.w": (4,), "ln_final.b": (4,)},
+        **{"unembed.W_U": (4, 5), "unembed.b_U": (5,)},
+    }
+    for layer in range(2):
+        block: dict[str, tuple[int, ...]] = {
+            **{f"attn.W_{name}": (1, 4, 2) for name in "QKV"},
+            **{f"attn.b_{name}": (1, 2) for name in "QKV"},
+            **{"attn.W_O": (1, 2, 4), "attn.b_O": (4,)},
+            **{f"ln{number}.{name}": (4,) for number in (1, 2) for name in "wb"},
+            **{"mlp.W_in": (4, 16), "mlp.b_in": (16,), "mlp.W_out": (16, 4), "mlp.b_out": (4,)},
+        }
+        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    assert {name: tuple(value.shape) for name, value in made.named_parameters()} == shapes
+    assert sum(parameter.numel() for parameter in made.parameters()) == 529
+    assert all(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_biases_are_trained() -> None:
+    settings, data = seen()
+    made = make_model(settings)
+    task.loss(made, task.part(data, "train")).backward()
+    gradients = {name: one.grad for name, one in made.named_parameters() if ".b" in name}
+    assert len(gradients) == 2 * 8 + 2
+    for name, gradient in gradients.items():
+        assert gradient is not None
+        # b_K adds the same to all scores of a query: its gradient is zero but for rounding.
+        assert (gradient.abs().max() > 1e-5) == (not name.endswith("b_K")), name
+
+
+def test_the_mask_is_causal() -> None:
+    settings, data = seen()
+    made = scrambled(settings)
+    inputs = data["inputs"][:5]
+    with torch.no_grad():
+        logits, (_, cache) = made(inputs), made.run_with_cache(inputs)
+    for layer in range(2):
+        seen_keys = (cache[f"blocks.{layer}.attn.hook_pattern"] > 0).all(0)[0]
+        assert torch.equal(seen_keys, torch.ones(8, 8).tril().bool())
+    for position in range(8):
+        changed = inputs.clone()
+        changed[:, position] = (changed[:, position] + 1) % 3
+        with torch.no_grad():
+            differs = (made(changed) != logits).any(2).any(0).tolist()
+        assert differs == [other >= position for other in range(8)]
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("planted", [0, 1, -2])
+def test_mirror_weights_of_a_planted_diagonal(planted: int) -> None:
+    """In head 0 output i attends to key n - i + planted, or to BOS where the string ends."""
+    n = 4
+    pattern = torch.zeros(5, 2, n, 2 * n)
+    for i in range(n):
+        key = n - i + planted
+        pattern[:, 0, i, key if 1 <= key <= n else 0] = 1.0
+        pattern[:, 1, i, 0] = 1.0
+    for shift in range(1 - n, n):
+        weight, share = metrics.mirror_weights(pattern, shift)
+        assert weight.tolist() == share.tolist() == [float(shift == planted), 0.0]
+
+
+def test_mirror_weights_against_loops() -> None:
+    pattern = torch.rand(6, 2, 5, 10, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    for shift in range(-4, 5):
+        weight, share = metrics.mirror_weights(pattern, shift)
+        for head in range(2):
+            rows = [(one[head, i], 5 - i + shift) for one in pattern.numpy() for i in range(5)]
+            inside = [(row, key) for row, key in rows if 1 <= key <= 5]
+            expected = np.mean([row[key] for row, key in inside])
+            assert weight[head].item() == pytest.approx(expected, rel=1e-5)
+            expected = np.mean([row.argmax() == key for row, key in inside])
+            assert share[head].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_cosines_against_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    resid = torch.randn(7, 4, 5, generator=generator)
+    embeddings = torch.randn(3, 5, generator=generator)
+    a, b = resid.numpy(), embeddings.numpy()
+    expected = a @ b.T / np.linalg.norm(a, axis=2)[:, :, None] / np.linalg.norm(b, axis=1)
+    assert metrics.cosines(resid, embeddings).numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_confusion_against_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(3, (50, 4), generator=generator)  # symbol 3 never occurs
+    read = torch.randint(5, (50, 4), generator=generator)  # 4 is BOS
+    found = metrics.confusion(read, targets, 4)
+    for target in range(3):
+        own = read.numpy()[targets.numpy() == target]
+        expected = [np.mean(own == symbol) for symbol in range(4)]
+        assert found[target].tolist() == pytest.approx(expected)
+        assert found[target].sum() < 1
+    assert np.isnan(found[3]).all()
+
+
+def measured(
+    made: Transformer, states: list[Transformer], split: str = "random"
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """Tables and metrics of `made`, whose trajectory these models were, seven steps apart."""
+    settings, data = seen(split)
+    trajectory = [(7 * number, one.state_dict()) for number, one in enumerate(states)]
+    parsed = metrics.MeasureSettings.parse(MEASURE, "measure")
+    return metrics.measure(made, trajectory, data, settings, parsed)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_planted_solver_is_found(layer: int) -> None:
+    settings, _ = seen()
+    made, start = solver(settings, layer), solver(settings, layer)
+    for parameter in start.parameters():
+        parameter.data.zero_()
+    tables, values = measured(made, [start, made])
+    uniform = np.mean([1 / (4 + i + 1) for i in range(4)])  # query 4 + i sees so many keys
+    assert values["holdout_accuracy"] == values["train_accuracy_string"] == 1
+    for where, case, weight, share in (
+        (layer, "trained", 1.0, 1.0),
+        (1 - layer, "trained", uniform, 0.0),
+        (layer, "untrained", uniform, 0.0),
+    ):
+        name = f"layer{where}_head0_{case}"
+        assert values[f"mirror_weight_{name}"] == pytest.approx(weight)
+        assert values[f"mirror_share_{name}"] == share
+    for shift, found in (("", 1), ("_plus_1", 0), ("_plus_2", 0)):
+        assert values[f"prediction_is_answer{shift}"] == found
+        assert values[f"similarity_trained_is_answer{shift}"] == found
+    mirror = tables["mirror"].query(f"layer == {layer} and case == 'trained'").set_index("shift")
+    assert mirror.index.tolist() == list(range(-3, 4))
+    assert mirror["weight"].tolist() == pytest.approx([0, 0, 0, 1, 0, 0, 0], abs=1e-6)
+    assert mirror.loc[0, "uniform"] == pytest.approx(uniform)
+    course = tables["mirror_course"].query(f"layer == {layer}")
+    assert course["step"].tolist() == [0, 7]
+    assert course["argmax_share"].tolist() == [0, 1]
+    cells = tables["confusion"].query("case != 'similarity, untrained'")
+    assert len(cells) == 2 * 9
+    assert (cells["share"] == (cells["target"] == cells["read"])).all()
+    assert values["similarity_untrained_is_answer"] < 0.7
+
+
+def test_readings_name_the_embedding_that_the_residual_stream_is_made_of() -> None:
+    settings, data = seen()
+    made = scrambled(settings)
+    targets = task.part(data, "holdout")["targets"]
+    W_E = made.get_parameter("embed.W_E").detach()
+    acts = {"logits": F.one_hot((targets + 1) % 3, 4).double()}
+    acts["blocks.0.hook_resid_post"] = -W_E[targets]
+    acts["blocks.1.hook_resid_post"] = 3.0 * W_E[targets]
+    read = metrics.readings({"trained": made}, {"trained": acts}, 3)
+    values = metrics.summary(pd.DataFrame({"shift": []}), read, targets, 3)
+    for shift, found in (("", 1), ("_plus_1", 0), ("_plus_2", 0)):
+        assert values[f"similarity_trained_is_answer{shift}"] == found
+    assert values["prediction_is_answer"] == 0
+    assert values["prediction_is_answer_plus_1"] == 1
+
+
+def test_tables_of_samples_show_what_the_cache_holds() -> None:
+    settings, data = seen()
+    made = scrambled(settings, n_heads=2)
+    tables, _ = measured(made, [made])
+    holdout = task.part(data, "holdout")
+    with torch.no_grad():
+        _, cache = made.run_with_cache(holdout["inputs"])
+    rows = [0, 7, 14]  # three of 21, evenly spaced
+    names = [" ".join(map(str, holdout["inputs"][row, 1:5].tolist())) for row in rows]
+    patterns = tables["patterns"]
+    for layer in range(2):
+        pattern = cache[f"blocks.{layer}.attn.hook_pattern"][:, :, 4:, 1:5].numpy()
+        shown = {metrics.EVERYTHING: pattern.mean(0)}
+        shown |= {name: pattern[row] for name, row in zip(names, rows, strict=True)}
+        own = patterns[patterns["layer"] == layer]
+        assert own["string"].unique().tolist() == list(shown)
+        for name, values in shown.items():
+            weights = own.loc[own["string"] == name, "weight"].to_numpy()
+            assert weights.reshape(2, 4, 4) == pytest.approx(values)
+    near = metrics.cosines(
+        cache["blocks.1.hook_resid_post"][:, 4:], made.get_parameter("embed.W_E").detach()[:3]
+    )
+    for row, name in zip(rows, names, strict=True):
+        cells = tables["similarity"].query(f"string == '{name}'")
+        assert cells["cosine"].to_numpy().reshape(4, 3) == pytest.approx(near[row].numpy())
+        assert cells["target"].tolist()[::3] == holdout["targets"][row].tolist()
+        mlp = tables["mlp"].query(f"string == '{name}'")["value"].to_numpy().reshape(4, 4)
+        assert mlp == pytest.approx(cache["blocks.0.hook_mlp_out"][row, 4:].numpy())
+
+
+def test_more_samples_than_strings_are_refused() -> None:
+    settings, data = seen(n_train=79)
+    made = make_model(settings)
+    parsed = metrics.MeasureSettings.parse(MEASURE, "measure")
+    with pytest.raises(InputError, match=r"measure\.n_samples: found 3; allowed: at most .* 2$"):
+        metrics.measure(made, [(0, made.state_dict())], data, settings, parsed)
+
+
+# Ablations
+
+SCORES = ["loss", "accuracy", "accuracy_string"]
+
+
+def ablate(made: Transformer, split: str = "random", **changes: Any) -> pd.DataFrame:
+    settings, data = seen(split)
+    parsed = ablations.AblateSettings.parse(ABLATE | changes, "ablate")
+    return ablations.ablate(made, data, settings, parsed)
+
+
+def hooked_scores(made: Transformer, name: str, value: Tensor) -> dict[str, float]:
+    """Loss and accuracies with `value` in place of one activation, from the whole forward."""
+    holdout = task.part(seen()[1], "holdout")
+    hook = (name, lambda activation, hook: value.expand_as(activation))
+    with torch.no_grad(), made.hooks(fwd_hooks=[hook]):
+        logits = made(holdout["inputs"])[:, 4:]
+    return ablations.scores(logits, holdout["targets"])
+
+
+def test_every_ablation_has_its_row_and_leaves_nothing_behind() -> None:
+    made = scrambled(seen()[0])
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    table = ablate(made)
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    assert not any(
+        point.fwd_hooks or point._forward_hooks or point.bwd_hooks
+        for point in made.hook_dict.values()
+    )
+    expected: list[tuple[str, str | int, str]] = [("none", "none", "none")]
+    expected += [(name, layer, "weight_zero") for name in ("W_out", "W_O") for layer in (0, 1)]
+    expected += [(name, layer, "mean") for name in ("mlp_out", "attn_out") for layer in (0, 1)]
+    for name in ("W_out", "W_O"):
+        expected += [(f"random, as many as {name}", "all", "weight_zero")] * 5
+    expected += [("none", "none", "restored")]
+    columns = table[["component", "layer", "method"]]
+    assert list(columns.itertuples(index=False, name=None)) == expected
+    assert table[SCORES].iloc[0].tolist() == table[SCORES].iloc[-1].tolist()
+    assert table["loss"].iloc[:9].nunique() == 9
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(
+    ("weight", "output", "bias"),
+    [("W_O", "attn_out", "attn.b_O"), ("W_out", "mlp_out", "mlp.b_out")],
+)
+def test_a_zeroed_matrix_leaves_its_bias(weight: str, output: str, bias: str, layer: int) -> None:
+    made = scrambled(seen()[0])
+    b = made.get_parameter(f"blocks.{layer}.{bias}").detach()
+    found = only(ablate(made), component=weight, layer=layer, method="weight_zero")
+    by_hand = hooked_scores(made, f"blocks.{layer}.hook_{output}", b)
+    assert {name: found[name] for name in by_hand} == pytest.approx(by_hand)
+    at_zero = hooked_scores(made, f"blocks.{layer}.hook_{output}", torch.zeros_like(b))
+    assert found["loss"] != pytest.approx(at_zero["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("output", ["attn_out", "mlp_out"])
+def test_means_are_those_of_the_sampled_training_strings(output: str, layer: int) -> None:
+    settings, data = seen()
+    made, name = scrambled(settings), f"blocks.{layer}.hook_{output}"
+    means = {}
+    for rows in ("sampled", "holdout"):
+        with torch.no_grad():
+            _, cache = made.run_with_cache(task.part(data, rows)["inputs"])
+        means[rows] = cache[name].mean(0)
+    found = only(ablate(made), component=output, layer=layer, method="mean")
+    by_hand = hooked_scores(made, name, means["sampled"])
+    assert {column: found[column] for column in by_hand} == pytest.approx(by_hand)
+    other = hooked_scores(made, name, means["holdout"])
+    assert found["loss"] != pytest.approx(other["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_ablations_of_a_planted_solver(layer: int) -> None:
+    """All it knows passes through one head: without it, the token that is read is written."""
+    settings, data = seen()
+    sampled, holdout = task.part(data, "sampled"), task.part(data, "holdout")
+    table = ablate(solver(settings, layer)).set_index(["component", "layer"])["accuracy"].to_dict()
+    tokens = F.one_hot(holdout["inputs"][:, 4:], 4)
+    mean = 10 * F.one_hot(sampled["targets"], 4).double().mean(0)
+    for component, added in (("W_O", 0), ("attn_out", mean)):
+        right = ((tokens + added).argmax(-1) == holdout["targets"]).double().mean().item()
+        assert 0 < right < 0.7
+        assert table[component, layer] == pytest.approx(right)
+        assert table[component, 1 - layer] == 1
+    assert [table[mlp, other] for mlp in ("W_out", "mlp_out") for other in (0, 1)] == [1] * 4
+
+
+@pytest.mark.parametrize("n_weights", [1, 64, 384])  # 384: all of them
+def test_random_weights_are_zeroed_and_no_others(n_weights: int) -> None:
+    made = scrambled(seen()[0])
+    weights = {name: one for name, one in made.named_parameters() if ".W_" in name}
+    generator = torch.Generator().manual_seed(0)
+    changed = ablations.random_weights_zeroed(made, n_weights, generator)
+    assert set(changed) == set(weights)
+    assert sum(int((weight == 0).sum()) for weight in changed.values()) == n_weights
+    assert all(((new == 0) | (new == weights[name])).all() for name, new in changed.items())
+
+
+def test_controls_zero_as_many_weights_as_the_matrix_has() -> None:
+    settings, data = seen()
+    made, holdout = scrambled(settings), task.part(data, "holdout")
+    generator = torch.Generator().manual_seed(3)
+    by_hand = []
+    for n_weights in [16 * 4] * 2 + [1 * 2 * 4] * 2:  # W_out, W_O
+        other = scrambled(settings)
+        other.load_state_dict(
+            made.state_dict() | ablations.random_weights_zeroed(made, n_weights, generator)
+        )
+        with torch.no_grad():
+            by_hand.append(task.loss(other, holdout).item())
+    table = ablate(made, control_draws=2, control_seed=3)
+    controls = table[table["component"].str.startswith("random")]
+    assert controls["loss"].tolist() == pytest.approx(by_hand)
+    assert controls["draw"].tolist() == [0, 1, 0, 1]
+    assert controls["loss"].nunique() == 4
+
+
+# The tables of two runs, as the stages leave them, and the figures from them
+
+
+def as_read(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` written to its file and read again as the rendering stage does."""
+    text = io.StringIO(table.to_csv(index=False, float_format="%.9g"))
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": ["", "nan"]}
+    return pd.read_csv(text, dtype={"variant": str}, **options).fillna({"variant": ""})
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    """Two runs of two seeds, untrained but for the random run's first model, which solves the task.
+
+    Beside them what `compare` makes of them.
+    """
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for split in ("random", "sequential"):
+        settings, data = seen(split)
+        for seed in (3, 4):
+            start, made = scrambled(settings, 5), scrambled(settings, seed)
+            if split == "random" and seed == 3:
+                start, made = solver(settings, layer=0), solver(settings, layer=1)
+            found, _ = measured(made, [start, made], split)
+            with torch.no_grad():
+                log = pd.DataFrame([task.evaluate(one, data) for one in (start, made)])
+            found["training"] = log.assign(step=[0, 7], lr=[0.1, 0.2], train_loss=1.0)
+            found["ablations"] = ablate(made, split)
+            labels = {"run": f"ri_{split}", "variant": "", "seed": seed}
+            for name, table in found.items():
+                parts.setdefault(name, []).append(as_read(table.assign(**labels)))
+    read = {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}
+    return read | figures.compare(read, figures.RenderSettings.parse(RENDER, "render"))
+
+
+@pytest.mark.parametrize("of", ["symbols", "whole strings"])
+def test_success_rates_come_with_wilson_intervals(tables: dict[str, pd.DataFrame], of: str) -> None:
+    z2 = 1.959963984540054**2
+    random, sequential = (only(tables["success"], run=f"ri_{s}", of=of) for s in reversed(SPLITS))
+    assert (random["seeds"], random["successes"], random["rate"]) == (2, 1, 0.5)
+    half = 0.5 * math.sqrt(z2 / (2 + z2))  # Wilson's formula for 1 of 2
+    assert [random["low"], random["high"]] == pytest.approx([0.5 - half, 0.5 + half])
+    assert random["least"] < random["mean"] < random["most"] == 1
+    assert (sequential["successes"], sequential["rate"], sequential["low"]) == (0, 0, 0)
+    assert sequential["high"] == pytest.approx(z2 / (2 + z2))
+
+
+def test_comparisons_of_runs_and_seeds(tables: dict[str, pd.DataFrame]) -> None:
+    models = tables["models"]
+    assert models["step"].tolist() == [7] * 4
+    random, sequential = (models[models["run"] == f"ri_{s}"] for s in reversed(SPLITS))
+    for metric in ("holdout_accuracy", "train_accuracy_string", "holdout_loss"):
+        row = only(tables["differences"], run="ri_sequential", less="ri_random", metric=metric)
+        by_seed = sequential[metric].to_numpy() - random[metric].to_numpy()
+        found = [row[name] for name in ("mean", "min", "max")]
+        assert found == pytest.approx([by_seed.mean(), by_seed.min(), by_seed.max()])
+    for of in ("mirror_weight", "mirror_share"):
+        place = {"run": "ri_random", "layer": 1, "head": 0, "case": "trained", "of": of}
+        row = only(tables["mirror_summary"], **place)
+        assert row["max"] == pytest.approx(1)  # the solver
+        assert row["min"] < 0.9
+    for run, own in models.groupby("run"):
+        row = only(tables["readings"], run=run, case="prediction")
+        right = own["holdout_accuracy"]
+        assert [row["min"], row["mean"], row["max"]] == pytest.approx(
+            [right.min(), right.mean(), right.max()]
+        )
+    one = {name: table[table["run"] == "ri_random"] for name, table in tables.items()}
+    compared = figures.compare(one, figures.RenderSettings.parse(RENDER, "render"))
+    assert compared["differences"].empty
+
+
+@pytest.fixture(scope="module")
+def drawn(tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
+    return figures.draw(tables, figures.RenderSettings.parse(RENDER, "render"))
+
+
+def traces(figure: go.Figure, kind: str) -> list[Any]:
+    return [trace for trace in figure.data if trace.type == kind]
+
+
+def test_every_figure(drawn: dict[str, go.Figure]) -> None:
+    expected = ["loss", "accuracy", "accuracy_string", "learning_rate", "ablations", "mlp_output"]
+    expected += ["attention_random", "attention_sequential", "attention_seeds", "similarity"]
+    expected += ["mirror", "mirror_course", "confusion"]
+    assert sorted(drawn) == sorted(expected)
+    for name, figure in drawn.items():
+        assert isinstance(figure, go.Figure)
+        assert figure.layout.title.text, name
+        axes = [axis for axis in figure.layout if axis.startswith(("xaxis", "yaxis"))]
+        titled = {axis[0] for axis in axes if figure.layout[axis].title.text}
+        assert titled == ({"x"} if name == "ablations" else {"x", "y"}), name  # bars have names
+        assert not any("=" in note.text for note in figure.layout.annotations), name
+        assert len(figure.data) > 0
+    assert len(drawn["loss"].data) == len(drawn["accuracy"].data) == 2 * 4
+    assert [list(line.y) for line in drawn["learning_rate"].data] == [[0.1, 0.2]] * 2
+
+
+def test_pictures_of_attention(
+    drawn: dict[str, go.Figure], tables: dict[str, pd.DataFrame]
+) -> None:
+    own = drawn["attention_random"]
+    heats, dots = traces(own, "heatmap"), traces(own, "scatter")
+    assert len(heats) == len(dots) == 2 * (1 + 3)
+    needed = np.fliplr(np.eye(4))
+    for heat, dot in zip(heats[4:], dots[4:], strict=True):  # layer 1 of the solver
+        assert np.array(heat.z) == pytest.approx(needed, abs=1e-6)
+        assert all(needed[row, column] for row, column in zip(dot.y, dot.x, strict=True))
+        assert len(dot.x) == 4
+    means = tables["patterns"][tables["patterns"]["string"] == metrics.EVERYTHING]
+    by_seed = traces(drawn["attention_seeds"], "heatmap")
+    assert len(by_seed) == 2 * 2 * 2
+    second = means.query("run == 'ri_random' and seed == 4 and layer == 0")["weight"]
+    assert np.array(by_seed[1].z).flatten() == pytest.approx(second.to_numpy())
+
+
+def test_dots_stand_on_the_answer(drawn: dict[str, go.Figure]) -> None:
+    figure = drawn["similarity"]
+    strings = [note.text.partition("<br>")[0] for note in figure.layout.annotations]
+    dots = traces(figure, "scatter")
+    assert len(set(strings)) == len(dots) == 2 * 3
+    for dot, string in zip(dots, strings, strict=True):
+        answer = [(int(symbol) + 1) % 3 for symbol in reversed(string)]
+        assert dict(zip(dot.y, dot.x, strict=True)) == dict(enumerate(answer))
+
+
+def test_bars_and_cells_are_means_over_seeds(
+    drawn: dict[str, go.Figure], tables: dict[str, pd.DataFrame]
+) -> None:
+    bars: dict[str, float] = {}
+    for trace in drawn["ablations"].data:
+        if trace.xaxis == "x":  # the first run
+            bars |= dict(zip(trace.y, trace.x, strict=True))
+    own = tables["ablations"].query("run == 'ri_random' and method != 'restored'")
+    assert len(bars) == 1 + 4 + 4 + 2
+    zeroed = own.query("component == 'W_O' and layer == '1'")
+    control = own[own["component"] == "random, as many as W_out"]
+    assert (len(zeroed), len(control)) == (2, 2 * 5)
+    assert bars["layer 1 W_O"] == pytest.approx(zeroed["accuracy"].mean())
+    assert bars["random, as many as W_out"] == pytest.approx(control["accuracy"].mean())
+    cells = tables["confusion"].query("run == 'ri_random' and case == 'prediction'")
+    mean = cells.groupby(["target", "read"])["share"].mean().to_numpy()
+    assert np.array(drawn["confusion"].data[0].z).flatten() == pytest.approx(mean)
+    lines = [shape.x0 for shape in drawn["ablations"].layout.shapes]
+    due = [task.part(seen(split)[1], "holdout")["targets"] for split in reversed(SPLITS)]
+    share = [one.flatten().bincount().max().item() / one.numel() for one in due]
+    assert lines == pytest.approx(share)

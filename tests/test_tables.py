@@ -1,0 +1,49 @@
+"""Tables: models told apart, first ones picked, spreads and rates."""
+
+import pandas as pd
+import pytest
+
+from toycircuits.tables import first_model, first_seeds, model_number, spread, wilson
+
+TABLE = pd.DataFrame(
+    {
+        "run": ["b", "b", "b", "a", "a"],
+        "variant": ["x", "y", "x", "", ""],
+        "seed": [2, 2, 1, 2, 3],
+        "loss": [1.0, 2.0, 6.0, 4.0, 8.0],
+    }
+)
+
+
+def test_models_are_numbered_in_order_of_appearance() -> None:
+    assert model_number(TABLE).tolist() == [0, 1, 2, 3, 4]
+    assert model_number(pd.concat([TABLE, TABLE])).tolist() == [0, 1, 2, 3, 4] * 2
+
+
+def test_first_model_and_first_seeds() -> None:
+    assert first_model(TABLE)["loss"].tolist() == [1.0]
+    assert first_seeds(TABLE)["loss"].tolist() == [1.0, 2.0, 4.0]
+    assert first_model(TABLE.head(0)).empty
+
+
+def test_spread_keeps_the_order_and_reaches_the_extremes() -> None:
+    stats = spread(TABLE, ["run"], "loss")
+    assert stats["run"].tolist() == ["b", "a"]
+    assert stats["mean"].tolist() == [3.0, 6.0]
+    assert (stats["mean"] + stats["up"]).tolist() == [6.0, 8.0]
+    assert (stats["mean"] - stats["down"]).tolist() == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # From the tables of Newcombe (1998), Statistics in Medicine 17, p. 861, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (3, 3, 0.4385, 1.0),
+    ],
+)
+def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
