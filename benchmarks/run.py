@@ -37,7 +37,7 @@ from toycircuits.experiments.modular_arithmetic import model as modular_model
 from toycircuits.experiments.modular_arithmetic import task as modular_task
 from toycircuits.experiments.reverse_increment import model as reverse_model
 from toycircuits.experiments.reverse_increment import task as reverse_task
-from toycircuits.training import compiled, make_optimizer
+from toycircuits.training import Optimizer, compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[], object]
@@ -146,7 +146,7 @@ def steps_of(case: Case, params: dict[str, Any]) -> tuple[Step, Step | None, int
     model = case.model.build(shape, data_settings, generator)
     stream = case.task.batches(data, data_settings, train, generator)
     batch = stream.next()
-    optimizer = make_optimizer(model, train)
+    optimizer = Optimizer(model, train)
     loss_of = compiled(case.task.loss, torch.device("cpu")) if train.compile else case.task.loss
     per_unit = stream.per_epoch if train.unit == "epoch" else 1
     n_steps = case.published_steps or train.length * per_unit
@@ -154,7 +154,6 @@ def steps_of(case: Case, params: dict[str, Any]) -> tuple[Step, Step | None, int
     def step() -> None:
         loss_of(model, stream.next()).backward()
         optimizer.step()
-        optimizer.zero_grad()
 
     def gradient() -> None:
         case.task.loss(model, batch).backward()

@@ -17,10 +17,10 @@ from toycircuits.training import (
     BatchStream,
     DivergedError,
     Objective,
+    Optimizer,
     Schedule,
     TrainSettings,
     full_batch,
-    make_optimizer,
     shuffled_batches,
     train,
 )
@@ -528,11 +528,16 @@ def test_a_diverged_training_stops_and_keeps_its_good_checkpoints(
     assert all(weight.isfinite().all() for weight in trajectory.load()[0].values())
 
 
-def test_the_optimizer_has_the_settings_and_the_trainable_parameters() -> None:
+def test_the_optimizer_moves_what_is_trainable_and_has_a_gradient() -> None:
     model = new_model()
     model.weight.requires_grad_(False)
-    optimizer = make_optimizer(model, settings(optimizer="Adam", weight_decay=0, lr=0.2))
-    assert type(optimizer) is torch.optim.Adam
-    (group,) = optimizer.param_groups
-    assert [id(parameter) for parameter in group["params"]] == [id(model.bias)]
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.2, (0.9, 0.98), 0)
+    optimizer = Optimizer(model, settings(optimizer="AdamW", lr=0.2))
+    assert [id(parameter) for parameter in optimizer.parameters] == [id(model.bias)]
+    model.weight.requires_grad_(True)
+    optimizer = Optimizer(model, settings(optimizer="AdamW", lr=0.2))
+    weight, bias = weights(model)
+    model.bias.grad = torch.ones_like(model.bias)
+    optimizer.step()
+    assert torch.equal(model.weight, weight)  # no gradient: no decay either, as with PyTorch's
+    assert not torch.equal(model.bias, bias)
+    assert model.bias.grad is None

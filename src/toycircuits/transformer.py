@@ -398,8 +398,12 @@ class MLP(nn.Module):
         self.hook_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = _through(self.hook_pre, self._add(x @ self.W_in, self.b_in))
-        post = _through(self.hook_post, self.activation(pre))
+        pre = self._add(x @ self.W_in, self.b_in)
+        if self.activation is F.relu and not watched(self.hook_pre):
+            post = F.relu_(pre)  # in place: nobody sees `pre`, and it is the largest of all tensors
+        else:
+            post = self.activation(_through(self.hook_pre, pre))
+        post = _through(self.hook_post, post)
         return self._add(post @ self.W_out, self.b_out)
 
     def _add(self, x: Tensor, bias: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from toycircuits.checkpoints import write_tensors
 from toycircuits.config import InputError
 from toycircuits.experiments.list_copy import ablations, figures, metrics, model, task
 from toycircuits.interventions import ablated
-from toycircuits.training import Objective, make_optimizer
+from toycircuits.training import Objective, Optimizer
 from toycircuits.transformer import Transformer
 
 DATA = {"layout": "next_token", "n_symbols": 4, "n_lists": 60, "n_sampled": 8, "seed": 0}
@@ -203,12 +203,11 @@ def test_a_short_training_copies(settings: task.DataSettings, data: dict[str, Te
     made = make_model(settings, d_model=16, d_head=16)
     order = torch.Generator().manual_seed(0)
     goal = Objective(task.batches(data, settings, train, order), task.loss, lambda m: {})
-    optimizer = make_optimizer(made, train)
+    optimizer = Optimizer(made, train)
     before = task.evaluate(made, data)
     for _ in range(150):
         goal.loss(made, goal.stream.next()).backward()
         optimizer.step()
-        optimizer.zero_grad()
     with torch.no_grad():
         after = task.evaluate(made, data)
     assert before["accuracy"] < 0.5 < 0.9 < after["accuracy"]
