@@ -28,13 +28,17 @@ TEMPLATE = go.layout.Template(
     layout=go.Layout(
         colorway=COLORS,
         font={"family": "DejaVu Sans, Verdana, sans-serif", "size": 14, "color": "#222222"},
-        title={"x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        title={
+            **{"x": 0.01, "xanchor": "left", "font": {"size": 16}},
+            **{"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}},
+        },
         paper_bgcolor="white",
         plot_bgcolor="white",
         margin={"l": 76, "r": 24, "t": 56, "b": 76},
         xaxis=AXIS,
         yaxis=AXIS,
         colorscale={"sequential": SEQUENTIAL, "diverging": DIVERGING},
+        coloraxis={"colorbar": {"title": {"side": "right"}}},
         legend={"bgcolor": "rgba(255,255,255,0.7)"},
     )
 )

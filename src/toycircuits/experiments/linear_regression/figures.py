@@ -65,6 +65,7 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     >>> named(table)[["group", "label"]].values.tolist()
     [['heads', 'H = 2'], ['inits', 'small_id']]
     """
+    table = table.sort_values(MODEL, kind="stable")  # all tables alike, for their colours' sake
     variant, last = table["variant"], table["run"].str.rpartition("_")[2]
     return table.assign(
         group=last.where(variant != "", HEADS),
@@ -97,6 +98,7 @@ def losses(training: pd.DataFrame, reference: float) -> go.Figure:
                     x=line["step"],
                     y=line["validation_loss"],
                     line={"color": color, "width": 1.5},
+                    mode="lines",
                     name=label,
                     legendgroup=group,
                     legendgrouptitle_text=group,
@@ -105,7 +107,9 @@ def losses(training: pd.DataFrame, reference: float) -> go.Figure:
                     col=column,
                 )
     figure.add_hline(reference, line_dash="dash", line_color=GREY)
-    figure.update_xaxes(title="step").update_yaxes(**LOG_AXIS).update_yaxes(title=MSE, col=1)
+    figure.update_xaxes(title="optimiser step").update_yaxes(**LOG_AXIS).update_yaxes(
+        title=MSE, col=1
+    )
     title = f"Loss over training (dashed: {DESCENT}, {reference:.3f})"
     return figure.update_layout(title=title, width=320 * len(groups) + 200, height=560)
 
@@ -135,7 +139,7 @@ def dynamics(heads: pd.DataFrame) -> go.Figure:
                 shown.add(head)
     for row, name in enumerate(WEIGHTS.values(), start=1):
         figure.update_yaxes(title=name, row=row, col=1)
-    figure.update_xaxes(title="step", row=2)
+    figure.update_xaxes(title="optimiser step", row=2)
     figure.update_yaxes(zeroline=True, zerolinecolor="#bbbbbb")
     title = "w and μ of every head over training"
     return figure.update_layout(title=title, height=520, width=max(760, 210 * len(columns) + 160))
@@ -203,7 +207,7 @@ def circuits(qk: pd.DataFrame, ov: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(showgrid=False, showline=False)
     figure.update_yaxes(showgrid=False, showline=False)
     return figure.update_layout(
-        title="QK (row: query, column: key), OV<sup>T</sup> (column: key)",
+        title="QK (row: query, column: key; the query's y is 0) and OV<sup>T</sup> (column: key)",
         coloraxis=symmetric(qk["value"], len=0.5, y=1, yanchor="top", title="QK"),
         coloraxis2=symmetric(ov["value"], len=0.5, y=0, yanchor="bottom", title="OV"),
         width=max(520, columns * (CELL + 40) + 200),
@@ -234,7 +238,7 @@ def qk_evolution(qk: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(showgrid=False, showline=False, autorange="reversed")
     return figure.update_layout(
         title="QK over training (row: query, column: key; the query's y is always 0)",
-        coloraxis=symmetric(table["value"]),
+        coloraxis=symmetric(table["value"], title="QK"),
         width=len(steps) * (CELL + 30) + 200,
         height=len(heads) * CELL + 160,
     )
@@ -371,12 +375,14 @@ def products(models: pd.DataFrame) -> go.Figure:
 
 def final_losses(models: pd.DataFrame) -> go.Figure:
     """Excess of every model's final loss over gradient descent's at the best rate, and close up."""
-    figure = make_subplots(1, 2, subplot_titles=["all", "close-up"], horizontal_spacing=0.1)
+    near = 4 * float(models["excess_high"].abs().median())
+    titles = ["all", "close-up, without those far off"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for color, (group, own) in zip(COLORS, parts(models, "group"), strict=False):
         for col in (1, 2):
             figure.add_scatter(
                 x=own["label"],
-                y=own["excess_mse"],
+                y=own["excess_mse"].where((col == 1) | (own["excess_mse"].abs() < near)),
                 error_y={"array": Z95 * own["excess_standard_error"]},
                 mode="markers",
                 marker={"color": color, "size": 8},
@@ -386,8 +392,7 @@ def final_losses(models: pd.DataFrame) -> go.Figure:
                 col=col,
             )
     figure.add_hline(0, line_dash="dash", line_color=GREY)
-    near = 4 * float(models["excess_high"].abs().median())
-    figure.update_yaxes(range=[-near, near], row=1, col=2).update_xaxes(tickangle=60)
+    figure.update_yaxes(range=[-near / 2, near], row=1, col=2).update_xaxes(tickangle=60)
     figure.update_yaxes(title="loss less that of gradient descent", row=1, col=1)
     return figure.update_layout(
         title=f"Final loss above that of {DESCENT} (bars: 95% confidence)", width=980
@@ -401,7 +406,7 @@ def head_pruning(ablations: pd.DataFrame) -> go.Figure:
     rows = -(-len(models) // columns)
     titles = [label for label, _ in models]
     figure = make_subplots(
-        rows, columns, shared_yaxes=True, subplot_titles=titles, vertical_spacing=0.25 / rows
+        rows, columns, shared_yaxes="all", subplot_titles=titles, vertical_spacing=0.25 / rows
     )
     kinds = {("z", "zero"): "output zeroed", ("z", "mean"): "output at its mean"}
     kinds |= {("pattern", "uniform"): "uniform attention"}

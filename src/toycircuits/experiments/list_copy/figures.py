@@ -158,7 +158,9 @@ def attention(patterns: pd.DataFrame, subset: str) -> go.Figure:
     figure.for_each_annotation(
         lambda note: note.update(text=list(parts)[int(note.text.partition("=")[2])])
     )
-    return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, constrain="domain", constraintoward="top")
+    return figure.update_layout(height=360)
 
 
 def is_one_list(subset: str) -> bool:
@@ -199,6 +201,8 @@ def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
         title="Copying under ablation of attention (dashed: no ablation)",
         height=560,
     )
+    if stats["up"].max() == stats["down"].max() == 0:  # one seed has no range
+        figure.update_traces(error_y_visible=False)
     figure.for_each_annotation(lambda note: note.update(text=_facet(note.text)))
     for row, (metric, label) in enumerate({"accuracy": "accuracy", "loss": NATS}.items(), start=1):
         top = stats.loc[stats["metric"] == metric, "max"].max()
@@ -317,7 +321,7 @@ def copying_accuracy(training: pd.DataFrame) -> go.Figure:
     """Shares of outputs and of whole lists that are right, over the training of the first run."""
     own = first_run(training)
     names = {"accuracy": "outputs right", "accuracy_lists": "lists right"}
-    title = f"Right outputs at the end: {at_end(own, 'accuracy'):.2%} of the validation lists'"
+    title = f"Outputs right at the end: {at_end(own, 'accuracy'):.2%} (validation lists)"
     figure = curves(own, names, "accuracy (validation)", title)
     return figure.update_yaxes(range=[-0.03, 1.05])
 
@@ -338,7 +342,7 @@ def batch_orders(training: pd.DataFrame) -> go.Figure:
         facet_row_spacing=0.06,
         color_discrete_sequence=COLORS,
         labels={"step": "optimiser step", "value": "", "run": ""},
-        title="The first epoch's batches for ever, and new ones each epoch (validation)",
+        title="Validation with the first epoch's batches for ever, and new ones (ends when solved)",
         height=560,
     )
     figure.for_each_annotation(lambda note: note.update(text=""))
@@ -363,7 +367,7 @@ def weight_ranges(ranges: pd.DataFrame) -> go.Figure:
             name=f"{query} to {key}",
         )
     figure.update_layout(
-        title="Attention over the validation lists: median, 90% of them, all",
+        title="Attention over the validation lists (line: median, box: 90% of them, whiskers: all)",
         boxmode="group",
         showlegend=True,
     )
@@ -499,10 +503,12 @@ def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure
         x="step",
         y="accuracy",
         color="kind",
+        line_dash="kind",
         line_group="seed",
         facet_row="depth",
         facet_col="freezing",
         facet_row_spacing=0.16,
+        facet_col_spacing=0.04,
         category_orders={"freezing": list(FREEZING.values())},
         color_discrete_sequence=COLORS,
         labels={"step": "optimiser step", "accuracy": "validation accuracy", "kind": ""},
@@ -511,7 +517,7 @@ def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure
         height=600,
     )
     figure.update_traces(line_width=1.2)
-    figure.update_xaxes(matches=None, showticklabels=True)
+    figure.update_xaxes(matches=None, showticklabels=True, nticks=4)
     for row, depth in enumerate(reversed(table["depth"].unique()), start=1):  # from below
         last = table.loc[table["depth"] == depth, "step"].max()
         figure.update_xaxes(range=[0, 1.03 * last], row=row)
@@ -535,8 +541,8 @@ def grid_outputs(shares: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
             "shape": list(table["shape"].unique()),
         },
         color_discrete_sequence=(*COLORS[:4], "#bbbbbb"),
-        labels={"share": "", "shape": "", "outcome": "written for d1 d2"},
-        title="What is written for validation lists of two different numbers, share of them",
+        labels={"share": "share of lists", "shape": "", "outcome": "written for d1 d2"},
+        title="What is written for validation lists of two different numbers",
         width=1000,
     )
     figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))

@@ -21,7 +21,7 @@ from toycircuits.tables import MODEL, first_seeds, spread, wilson
 NATS = "cross-entropy (nats)"
 EVERYTHING = "all held-out strings"
 METHODS = {"none": "nothing", "weight_zero": "weights zeroed", "mean": "output at its mean"}
-BELOW = {"orientation": "h", "y": -0.2, "x": 0.5, "xanchor": "center", "title": ""}
+BELOW = {"orientation": "h", "y": -0.26, "x": 0.5, "xanchor": "center", "title": ""}
 LABELS = {
     **{"symbol": "output y<sub>i</sub>", "key": "symbol x<sub>j</sub>", "weight": "weight"},
     **{"token": "symbol", "cosine": "cosine", "dimension": "dimension", "value": "value"},
@@ -29,6 +29,7 @@ LABELS = {
 }
 PANEL, GAP = 170, 50  # height of a heatmap and space between two, in pixels
 DOT = {"color": "white", "size": 6, "line": {"color": "black", "width": 1}}
+CROSS = {"symbol": "x-thin", "size": 7, "line": {"color": "black", "width": 1.5}}
 RIGHT = {"accuracy": "symbols", "accuracy_string": "whole strings"}
 
 
@@ -62,6 +63,7 @@ def curves(training: pd.DataFrame, names: Mapping[str, str], y: str, title: str)
         y=y,
         color="of",
         facet_col="run",
+        facet_col_spacing=0.06,
         line_group="seed",
         hover_data=["seed"],
         color_discrete_sequence=COLORS,
@@ -107,7 +109,7 @@ def heatmaps(
 
     Args:
         cell: the columns that give a value's place down and across, and the value. Cells where the
-            column `marked` holds, if there is one, get a dot.
+            column `marked` holds, if there is one, get a dot; where `crossed` holds, a cross.
         options: of the colour axis.
     """
     down, across = (list(table[name].unique()) for name in grid)
@@ -125,6 +127,9 @@ def heatmaps(
         if "marked" in own:
             at = own[own["marked"]]
             figure.add_scatter(x=at[x], y=at[y], mode="markers", marker=DOT, **place)
+        if "crossed" in own:
+            at = own[own["crossed"]]
+            figure.add_scatter(x=at[x], y=at[y], mode="markers", marker=CROSS, **place)
     figure.update_annotations(font_size=12).update_traces(showlegend=False)
     axis = {"showgrid": False, "dtick": 1, "tickfont_size": 11, "showticklabels": False}
     figure.update_xaxes(**axis).update_yaxes(**axis, autorange="reversed")
@@ -185,7 +190,7 @@ def mirror(table: pd.DataFrame) -> go.Figure:
         title="Attention on the symbol needed (0) and on its neighbours in the string",
         height=560,
     )
-    return bare_facets(figure).update_layout(legend=BELOW | {"y": -0.14})
+    return bare_facets(figure).update_layout(legend=BELOW | {"y": -0.18})
 
 
 def mirror_course(table: pd.DataFrame) -> go.Figure:
@@ -198,6 +203,7 @@ def mirror_course(table: pd.DataFrame) -> go.Figure:
         color="layer",
         line_group=table["seed"].astype(str) + table["head"].astype(str),
         facet_col="run",
+        facet_col_spacing=0.06,
         hover_data=["seed"],
         color_discrete_sequence=COLORS,
         labels={"step": "optimiser step", "argmax_share": "share of queries"},
@@ -219,6 +225,7 @@ def ablation_bars(ablations: pd.DataFrame, commonest: Mapping[str, float]) -> go
     layered = ~table["layer"].isin(["none", "all"])
     where = ("layer " + table["layer"].astype(str) + " ").where(layered, "")
     table = table.assign(what=where + table["component"], by=table["method"].map(METHODS))
+    table.loc[table["component"].str.startswith("random"), "by"] = "random weights zeroed"
     bars = list(table["what"].unique())
     figure = px.bar(
         spread(table, ["run", "what", "by"], "accuracy"),
@@ -230,25 +237,29 @@ def ablation_bars(ablations: pd.DataFrame, commonest: Mapping[str, float]) -> go
         error_x_minus="down",
         orientation="h",
         category_orders={"what": bars},
-        color_discrete_sequence=(GREY, *COLORS),
+        color_discrete_sequence=(GREY, *COLORS[:2], "#bbbbbb"),
         labels={"mean": "held-out symbols right", "what": "", "by": ""},
         title="What is left without a component (dashed: the commonest symbol, always)",
         height=520,
     )
     for column, run in enumerate(table["run"].unique(), start=1):
-        line = {"line_dash": "dash", "line_color": GREY, "row": 1, "col": column}
+        line = {"line_dash": "dash", "line_color": "black", "row": 1, "col": column}
         figure.add_vline(commonest[run], **line)
     # The range in full: left alone, it leaves out bars of the first traces.
     figure.update_xaxes(range=[0, 1.05]).update_yaxes(range=[-0.6, len(bars) - 0.4])
-    return bare_facets(figure).update_layout(legend=BELOW | {"y": -0.16})
+    return bare_facets(figure).update_layout(legend=BELOW | {"y": -0.2})
 
 
 def similarity(table: pd.DataFrame) -> go.Figure:
     """Cosines of the last residual stream with the embeddings, for the samples."""
     table = first_seeds(table)
     string = table["string"].str.replace(" ", "")
-    table = table.assign(marked=table["token"] == table["target"], string=string)
-    title = "Residual stream after the last layer, against the embeddings (dots: the answer)"
+    marks = {
+        "marked": table["token"] == table["target"],
+        "crossed": table["token"] == table["read"],
+    }
+    table = table.assign(string=string, **marks)
+    title = "Last residual stream against the embeddings (dots: the answer, crosses: the nearest)"
     return by_string(table, ("symbol", "token", "cosine"), title, cmin=-1, cmax=1)
 
 

@@ -168,9 +168,11 @@ def sample_tables(
     near = cosines(last_resid(acts), embeddings)
     for row, name in zip(rows, names, strict=True):
         cells = matrix_rows(near[row].cpu().numpy(), ("symbol", "token", "cosine"))
-        answer = data["targets"][row].tolist()
+        answer, read = data["targets"][row].tolist(), near[row].argmax(-1).tolist()
         parts["similarity"] += [
-            {"string": name, "target": answer[int(c["symbol"])], **c} for c in cells
+            {"string": name, "target": answer[i], "read": read[i], **cell}
+            for cell in cells
+            for i in [int(cell["symbol"])]
         ]
         mlp = acts["blocks.0.hook_mlp_out"][row].cpu().numpy()
         parts["mlp"] += [
