@@ -26,12 +26,8 @@ MODEL |= {"act_fn": "relu", "normalization": "LN", "use_bias": True}
 TRAIN: dict[str, Any] = {
     **{"optimizer": "AdamW", "lr": 0.006, "betas": [0.9, 0.999], "weight_decay": 0.01},
     **{"batch_size": 256, "unit": "epoch", "length": 40, "log_every": 1, "checkpoint_every": 40},
-    **{
-        "schedule": {"warmup": 5, "peak": 1.3},
-        "clip_grad_norm": 1.0,
-        "stop": None,
-        "compile": False,
-    },
+    **{"schedule": {"warmup": 5, "peak": 1.3}, "clip_grad_norm": 1.0, "stop": None},
+    "compile": False,
     **{"weight_seeds": [0], "batch_seeds": [0], "split": "sequential", "drop_last": False},
 }
 MEASURE = {"n_samples": 3}
@@ -114,7 +110,7 @@ def test_params_say_what_was_published(split: str) -> None:
     assert (data.n_symbols, data.length, data.n_train) == (4, 8, 60_000)
     assert run.section("model", model.ModelSettings).model_dump() == MODEL
     train = run.section("train", task.TrainSettings)
-    free = {"weight_seeds", "batch_seeds", "checkpoint_every"}
+    free = {"weight_seeds", "batch_seeds", "checkpoint_every", "compile"}
     published = train_settings(split=split).model_dump(exclude=free)
     assert train.model_dump(exclude=free) == published
     assert len(train.weight_seeds) == 5
@@ -676,14 +672,17 @@ def test_pictures_of_attention(
     assert np.array(by_seed[1].z).flatten() == pytest.approx(second.to_numpy())
 
 
-def test_dots_stand_on_the_answer(drawn: dict[str, go.Figure]) -> None:
+def test_dots_stand_on_the_answer_and_crosses_on_the_nearest(drawn: dict[str, go.Figure]) -> None:
     figure = drawn["similarity"]
     strings = [note.text.partition("<br>")[0] for note in figure.layout.annotations]
-    dots = traces(figure, "scatter")
-    assert len(set(strings)) == len(dots) == 2 * 3
-    for dot, string in zip(dots, strings, strict=True):
+    marks, cosines = traces(figure, "scatter"), traces(figure, "heatmap")
+    dots, crosses = marks[::2], marks[1::2]
+    assert len(set(strings)) == len(dots) == len(crosses) == 2 * 3
+    for dot, cross, cosine, string in zip(dots, crosses, cosines, strings, strict=True):
         answer = [(int(symbol) + 1) % 3 for symbol in reversed(string)]
         assert dict(zip(dot.y, dot.x, strict=True)) == dict(enumerate(answer))
+        nearest = np.array(cosine.z).argmax(1)
+        assert dict(zip(cross.y, cross.x, strict=True)) == dict(enumerate(nearest))
 
 
 def test_bars_and_cells_are_means_over_seeds(

@@ -65,7 +65,7 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     >>> named(table)[["group", "label"]].values.tolist()
     [['heads', 'H = 2'], ['inits', 'small_id']]
     """
-    table = table.sort_values(MODEL, kind="stable")  # all tables alike, for their colours' sake
+    table = table.sort_values(["run", "variant"], kind="stable")  # one order, and so one colour
     variant, last = table["variant"], table["run"].str.rpartition("_")[2]
     return table.assign(
         group=last.where(variant != "", HEADS),
