@@ -1,6 +1,6 @@
 """Time our training step against the plain one of `plain.py`, in one process, interleaved.
 
-    python benchmarks/run.py            (some minutes; nothing else should run beside it)
+    python benchmarks/run.py            (two to three minutes; nothing else should run beside it)
 
 Prints a table of ratios, and how far each step is from what this machine can do at all: the time
 that its matrix products would take at the measured rate, and its memory traffic at the measured
