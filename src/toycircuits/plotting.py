@@ -46,6 +46,12 @@ pio.templates["toycircuits"] = TEMPLATE
 pio.templates.default = "toycircuits"
 
 
+def bare_facets(figure: go.Figure) -> go.Figure:
+    """Facet headings without the name of the column."""
+    figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
+    return figure
+
+
 def write_figures(figures: Mapping[str, go.Figure], json_folder: Path, png_folder: Path) -> None:
     """Write every figure as JSON (interactive) and PNG (static).
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from pydantic import Field
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, GREY, SEQUENTIAL
+from toycircuits.plotting import COLORS, GREY, SEQUENTIAL, bare_facets
 from toycircuits.tables import MODEL, first_model, model_number, spread, wilson
 
 GREEN = COLORS[2]
@@ -303,7 +303,7 @@ def probes(table: pd.DataFrame) -> go.Figure:
         labels={"mean": "held-out accuracy", "number": "number read", "case": ""},
         title="What a linear probe reads from the separator (dashed: chance)",
     )
-    figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
+    bare_facets(figure)
     figure.add_hline(table["chance"].iloc[0], line_dash="dash", line_color=GREY)
     return figure.update_yaxes(range=[0, 1.05])
 
@@ -521,8 +521,7 @@ def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure
     for row, depth in enumerate(reversed(table["depth"].unique()), start=1):  # from below
         last = table.loc[table["depth"] == depth, "step"].max()
         figure.update_xaxes(range=[0, 1.03 * last], row=row)
-    figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
-    return figure
+    return bare_facets(figure)
 
 
 def grid_outputs(shares: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
@@ -545,8 +544,7 @@ def grid_outputs(shares: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
         title="What is written for validation lists of two different numbers",
         width=1000,
     )
-    figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
-    return figure.update_xaxes(tickvals=[0, 0.5, 1])
+    return bare_facets(figure).update_xaxes(tickvals=[0, 0.5, 1])
 
 
 def compare(

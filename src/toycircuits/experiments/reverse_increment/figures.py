@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from pydantic import Field
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, DIVERGING, GREY, SEQUENTIAL
+from toycircuits.plotting import COLORS, DIVERGING, GREY, SEQUENTIAL, bare_facets
 from toycircuits.tables import MODEL, first_seeds, spread, wilson
 
 NATS = "cross-entropy (nats)"
@@ -71,12 +71,6 @@ def curves(training: pd.DataFrame, names: Mapping[str, str], y: str, title: str)
         title=title,
     )
     return bare_facets(figure).update_layout(legend=BELOW)
-
-
-def bare_facets(figure: go.Figure) -> go.Figure:
-    """Facet headings without the name of the column."""
-    figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
-    return figure
 
 
 def accuracy(training: pd.DataFrame, name: str) -> go.Figure:
