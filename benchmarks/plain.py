@@ -171,7 +171,7 @@ class PlainRegression(HookedRootModule):
         return out
 
 
-def loader(rows: Dataset[Any], batch_size: int) -> Iterator[Any]:
+def loader(rows: Dataset[Any], batch_size: int, drop_last: bool) -> Iterator[Any]:
     """Shuffled batches without end, through a `DataLoader`."""
     while True:
-        yield from DataLoader(rows, batch_size, shuffle=True, drop_last=True)
+        yield from DataLoader(rows, batch_size, shuffle=True, drop_last=drop_last)

@@ -37,7 +37,7 @@ from toycircuits.experiments.modular_arithmetic import model as modular_model
 from toycircuits.experiments.modular_arithmetic import task as modular_task
 from toycircuits.experiments.reverse_increment import model as reverse_model
 from toycircuits.experiments.reverse_increment import task as reverse_task
-from toycircuits.training import Optimizer, compiled
+from toycircuits.training import Optimizer, compiled, gradients_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[], object]
@@ -120,23 +120,39 @@ def regression_batches(settings: Any, size: int) -> Iterator[dict[str, Tensor]]:
 
 
 def plain_batches(
-    data: Mapping[str, Tensor], batch: dict[str, Tensor], size: int | None
+    data: Mapping[str, Tensor], batch: dict[str, Tensor], train: Any
 ) -> Iterator[dict[str, Tensor]]:
     """The full batch again and again, or shuffled ones from a `DataLoader`."""
-    if size is None:
+    if train.batch_size is None:
         return itertools.repeat(batch)
     rows = {name: data[name] for name in batch}
     if "train" in data:
         rows = {name: column[data["train"]] for name, column in rows.items()}
-    packed = loader(TensorDataset(*rows.values()), size)
+    packed = loader(TensorDataset(*rows.values()), train.batch_size, train.drop_last)
     return (dict(zip(rows, columns, strict=True)) for columns in packed)
 
 
-def steps_of(case: Case, params: dict[str, Any]) -> tuple[Step, Step | None, int, Step]:
-    """Our step, the plain one, the steps of a run; and our loss with its gradient, not compiled.
+@dataclass(frozen=True)
+class Steps:
+    """What is timed.
 
-    Both start at the same weights, and their losses on the same batch are compared first.
+    Attributes:
+        ours, plain: the steps; both start at the same weights, and their losses on the same batch
+            have been compared.
+        gradient: our loss with its gradient, not compiled.
+        per_epoch: batches an epoch; the last may be a smaller one, for which we compile anew.
+        per_run: steps of a run.
     """
+
+    ours: Step
+    plain: Step | None
+    gradient: Step
+    per_epoch: int
+    per_run: int
+
+
+def steps_of(case: Case, params: dict[str, Any]) -> Steps:
+    """The steps of one case."""
     run = find_run(params, case.run)
     data_settings = run.section("data", case.task.DataSettings)
     train = run.section("train", case.task.TrainSettings)
@@ -147,19 +163,25 @@ def steps_of(case: Case, params: dict[str, Any]) -> tuple[Step, Step | None, int
     stream = case.task.batches(data, data_settings, train, generator)
     batch = stream.next()
     optimizer = Optimizer(model, train)
-    loss_of = compiled(case.task.loss, torch.device("cpu")) if train.compile else case.task.loss
+    plain_gradients = differentiate = gradients_of(case.task.loss, optimizer.parameters)
+    if train.compile:
+        differentiate = compiled(differentiate, torch.device("cpu"))
     per_unit = stream.per_epoch if train.unit == "epoch" else 1
-    n_steps = case.published_steps or train.length * per_unit
+    per_run = case.published_steps or train.length * per_unit
 
     def step() -> None:
-        loss_of(model, stream.next()).backward()
+        _, gradients = differentiate(model, stream.next())
+        for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if train.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(optimizer.parameters, train.clip_grad_norm)
         optimizer.step()
 
     def gradient() -> None:
-        case.task.loss(model, batch).backward()
+        plain_gradients(model, batch)
 
     if case.plain_loss is None:
-        return step, None, n_steps, gradient
+        return Steps(step, None, gradient, stream.per_epoch, per_run)
     plain_loss = case.plain_loss
     if case.task is lr_task:
         plain: Any = PlainRegression(shape.n_heads, data_settings.d + 1)
@@ -170,7 +192,7 @@ def steps_of(case: Case, params: dict[str, Any]) -> tuple[Step, Step | None, int
         plain.load_state_dict(model.state_dict())
         for name, parameter in plain.named_parameters():
             parameter.requires_grad_(model.get_parameter(name).requires_grad)
-        given = plain_batches(data, batch, train.batch_size)
+        given = plain_batches(data, batch, train)
     ours, theirs = case.task.loss(model, batch).item(), plain_loss(plain, batch).item()
     if not math.isclose(ours, theirs, rel_tol=1e-5):
         raise SystemExit(f"{case.run}: our loss is {ours}, the plain one {theirs}")
@@ -183,13 +205,15 @@ def steps_of(case: Case, params: dict[str, Any]) -> tuple[Step, Step | None, int
         loss = plain_loss(plain, next(given))
         plain_optimizer.zero_grad()
         loss.backward()
+        if train.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trainable, train.clip_grad_norm)
         plain_optimizer.step()
         loss.item()
         if test is not None:  # the original logs it at every epoch, the project at every hundredth
             with torch.no_grad():
                 plain_loss(plain, test).item()
 
-    return step, plain_step, n_steps, gradient
+    return Steps(step, plain_step, gradient, stream.per_epoch, per_run)
 
 
 class Traffic(TorchDispatchMode):
@@ -226,22 +250,25 @@ def machine_limits() -> tuple[float, float]:
 
 def measure(case: Case, params: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Times of both steps, taken in turn, and what ours asks of the machine."""
-    step, plain_step, n_steps, gradient = steps_of(case, params)
-    first = timed(step, 1)  # compiles, where that is set
-    pair = [one for one in (step, plain_step) if one is not None]
+    steps = steps_of(case, params)
+    first = timed(steps.ours, steps.per_epoch) * steps.per_epoch  # compiles, where that is set
+    pair = [step for step in (steps.ours, steps.plain) if step is not None]
     counts = [max(1, round(0.5 / timed(one, 5))) for one in pair]
     times = [[timed(one, n) for one, n in zip(pair, counts, strict=True)] for _ in range(rounds)]
     ours, *plain = (statistics.median(column) for column in zip(*times, strict=True))
     ratios = sorted(both[1] / both[0] for both in times if plain) or [math.nan]
     with FlopCounterMode(display=False) as flops:
-        gradient()
+        steps.gradient()
     with Traffic() as traffic:
-        gradient()
+        steps.gradient()
     return {
         **{"run": f"{case.run} {case.variant}".strip(), "models": case.stands_for, "ours_s": ours},
         "plain_s": plain[0] if plain else math.nan,
         **{"ratio": statistics.median(ratios), "ratio_low": ratios[0], "ratio_high": ratios[-1]},
-        **{"steps": n_steps, "minutes": case.stands_for * (first + n_steps * ours) / 60},
+        **{
+            "steps": steps.per_run,
+            "minutes": case.stands_for * (first + steps.per_run * ours) / 60,
+        },
         **{"flop": flops.get_total_flops(), "bytes": traffic.bytes},
     }
 

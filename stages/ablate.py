@@ -25,12 +25,13 @@ def main(run_name: str, device: Device = "auto") -> None:
 
         import pandas as pd
 
+        from toycircuits.checkpoints import read_tensors
         from toycircuits.device import prepare
-        from toycircuits.loading import load_data, load_members
+        from toycircuits.loading import load_members
 
         place = prepare(device)
         experiment = run.entry.experiment
-        data = load_data(layout.data_file(experiment), place)
+        data = read_tensors(layout.data_file(experiment), place)[0]
         with config.at_key(run.key):
             tables = []
             for member in load_members(layout.trajectories(experiment, run_name), place):

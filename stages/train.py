@@ -41,12 +41,13 @@ def train_run(run: config.Run, device: str) -> None:
 
     from toycircuits.checkpoints import read_tensors
     from toycircuits.device import prepare
-    from toycircuits.training import DivergedError, Objective, train
+    from toycircuits.training import DivergedError, Objective, can_compile, train
 
     place = prepare(device)
+    if settings.compile and not can_compile(place):  # then checkpoints say what was done
+        settings = settings.model_copy(update={"compile": False})
     data_path = layout.data_file(experiment)
-    data = {name: tensor.to(place) for name, tensor in read_tensors(data_path)[0].items()}
-    data = settings.select(data)
+    data = settings.select(read_tensors(data_path, place)[0])
     out = layout.trajectories(experiment, run.name)
     rows = []
     for variant, (weight_seed, batch_seed) in itertools.product(models, settings.members):

@@ -1,6 +1,7 @@
 """Whatever a person gets wrong in params.yaml is said in one line, before any work."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,6 +178,16 @@ def test_a_run_may_have_values_for_one_scale(scale: str, steps: int) -> None:
     params = params_with("runs/changed/scales", {"quick": {"train": {"steps": 7}}})
     params |= {"scale": scale, "paper": {"exp": {"train": {"steps": 1}}}}
     assert find_run(params, "changed").section("train", Train).steps == steps
+
+
+def test_a_bad_value_for_one_scale_is_said_to_stand_there() -> None:
+    params = params_with("runs/changed/scales", {"quick": {"train": {"steps": "7"}}})
+    message = re.escape(
+        "quick.exp.train with runs.changed.train with runs.changed.scales.quick.train.steps: "
+        'found "7"; '
+    )
+    with pytest.raises(InputError, match=message):
+        find_run(params, "changed").section("train", Train)
 
 
 def test_scale_chooses_the_tree() -> None:

@@ -29,7 +29,7 @@ assert torch.allclose(factored.AB, attn.W_Q[0] @ attn.W_K[0].T)
 """
 
 
-def run(prepare: str) -> str:
+def run(prepare: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-c", CHECK.format(prepare=prepare)],
         capture_output=True,
@@ -37,14 +37,20 @@ def run(prepare: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done
 
 
 def test_hooks_caches_and_factored_matrices_need_none_of_them() -> None:
-    assert run(prepare="") == "[]"
+    assert run(prepare="").stdout.strip() == "[]"
 
 
 def test_should_stand_ins_not_do_it_is_imported_as_it_is() -> None:
     """As when a later version wants more of them than that they exist."""
-    prepare = "lean._StandIn.__getattr__ = lambda module, name: 1 / 0"
-    assert "'transformers'" in run(prepare)
+    done = run("lean._StandIn.__getattr__ = lambda module, name: 1 / 0")
+    assert "'transformers'" in done.stdout
+    assert done.stderr.startswith("note: TransformerLens starts slowly")
+
+
+def test_what_is_loaded_already_stays() -> None:
+    done = run("import huggingface_hub; hub = sys.modules['huggingface_hub']")
+    assert "'huggingface_hub'" in done.stdout

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from toycircuits import config
+from toycircuits import config, layout
+from toycircuits.lean import import_transformer_lens
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -22,6 +23,7 @@ def main() -> None:
 def check() -> None:
     """Validate every setting of params.yaml, at every scale."""
     with config.exit_on_bad_input():
+        import_transformer_lens()
         from toycircuits.validation import validate
 
         go_to_project()
@@ -35,6 +37,7 @@ def reproduce(
 ) -> None:
     """Run whatever is not up to date: data, training, measures, ablations, figures."""
     with config.exit_on_bad_input():
+        import_transformer_lens()
         from toycircuits.validation import validate
 
         go_to_project()
@@ -65,8 +68,6 @@ def fresh() -> None:
 
 def go_to_project() -> None:
     """Work in the project folder, with the commands of this Python's environment first on PATH."""
-    from toycircuits.published import find_root
-
-    os.chdir(find_root())
+    os.chdir(layout.find_root())
     own = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])

@@ -138,12 +138,16 @@ class Run:
         key = f"{self.key}.{name}"
         values = _mapping(_get(self.tree, name, key), key)
         at_scale = self.entry.scales.get(self.scale, RunValues())
-        own = getattr(self.entry, name, {}) | getattr(at_scale, name, {})
-        key = f"{key} with runs.{self.name}.{name}" if own else key
+        layers = {
+            f"runs.{self.name}.{name}": getattr(self.entry, name, {}),
+            f"runs.{self.name}.scales.{self.scale}.{name}": getattr(at_scale, name, {}),
+        }
         if name == "model" and variant:
-            own = own | self.entry.variants[variant]
-            key = f"{key} with runs.{self.name}.variants.{variant}"
-        return cls.parse(values | own, key)
+            layers[f"runs.{self.name}.variants.{variant}"] = self.entry.variants[variant]
+        for origin, own in layers.items():
+            values = values | own
+            key = f"{key} with {origin}" if own else key
+        return cls.parse(values, key)
 
 
 def read_section(
@@ -172,19 +176,23 @@ def find_run(params: Mapping[str, Any], name: str) -> Run:
     if name not in runs:
         raise InputError(f"runs.{name}: no such run; there are: {', '.join(map(str, runs))}")
     entry = RunEntry.parse(runs[name], f"runs.{name}")
-    scales = [key for key in params if key not in STRUCTURE]
-    if unknown := set(entry.scales) - set(scales):
-        allowed = ", ".join(map(str, scales))
+    if unknown := set(entry.scales) - set(scales(params)):
+        allowed = ", ".join(scales(params))
         raise InputError(f"runs.{name}.scales.{min(unknown)}: no such scale; there are: {allowed}")
     scale, tree = experiment_tree(params, entry.experiment)
     return Run(name, scale, entry, tree)
 
 
+def scales(params: Mapping[str, Any]) -> list[str]:
+    """Names of the scales: all top-level keys but the structural ones."""
+    return [str(name) for name in params if name not in STRUCTURE]
+
+
 def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, dict[str, Any]]:
     """The name of the chosen scale, and the sections that `experiment` has there."""
     scale = _get(params, "scale", "scale")
-    if scale not in (scales := [name for name in params if name not in STRUCTURE]):
-        raise InputError(f"scale: found {scale!r}; allowed: {', '.join(map(str, scales))}")
+    if scale not in scales(params):
+        raise InputError(f"scale: found {scale!r}; allowed: {', '.join(scales(params))}")
     _mapping(params[scale], scale)
     key = f"{scale}.{experiment}"
     tree = _mapping(_get(params[scale], experiment, key), key)

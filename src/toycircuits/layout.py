@@ -2,10 +2,27 @@
 
 from pathlib import Path
 
+from toycircuits.config import InputError
+
 ARTIFACTS = Path("artifacts")  # large, cached by DVC
 REPORTS = Path("reports")  # small, in git
 RESUME = Path(".resume")  # unfinished trainings; belongs to no stage's outs
 FLOAT_FORMAT = "%.9g"  # of every table: enough for float32, and the same bytes every time
+
+
+def find_root(root: Path | str | None = None) -> Path:
+    """`root`, or if it is None the first project folder above the working folder or this code.
+
+    Raises:
+        InputError: `root` is no project folder, or none is found.
+    """
+    here, code = Path.cwd(), Path(__file__).resolve()
+    candidates = (here, *here.parents, *code.parents) if root is None else (Path(root),)
+    for folder in candidates:
+        if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "stages/train.py")):
+            return folder
+    place = f"{here} or above" if root is None else root
+    raise InputError(f"{place}: no toycircuits project (params.yaml, dvc.yaml, stages/) there")
 
 
 def data_file(experiment: str) -> Path:

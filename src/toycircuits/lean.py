@@ -2,8 +2,8 @@
 
 Its hooks, caches and factored matrices, all that this project uses of it, need none of them; its
 `__init__` imports them all the same, for language models. A stage starts dozens of times in one
-reproduction. So the stages, and they alone, import it with stand-ins in their place; whoever
-imports `toycircuits` elsewhere gets TransformerLens as it is.
+reproduction. So the project's own commands, and they alone, import it with stand-ins in their
+place; whoever imports `toycircuits` elsewhere gets TransformerLens as it is.
 """
 
 import sys
@@ -43,19 +43,21 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def import_transformer_lens() -> None:
-    """Import TransformerLens with stand-ins; as it is, should it not do with these."""
+    """Import TransformerLens with stand-ins; as it is, should it not do with these.
+
+    Where TransformerLens, or what it would load, is imported already, nothing is done.
+    """
+    if any(name in sys.modules for name in ("transformer_lens", *HEAVY)):
+        return
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
         import transformer_lens  # noqa: F401
-    except Exception:  # whatever a later version of it wants from a stand-in
-        _forget("transformer_lens")
+    except Exception as error:  # whatever a later version of it wants from a stand-in
+        print(f"note: TransformerLens starts slowly, with all it loads: {error}", file=sys.stderr)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformer_lens"]:
+            del sys.modules[name]
     finally:
         sys.meta_path.remove(finder)
-        for name in HEAVY:
-            _forget(name)
-
-
-def _forget(name: str) -> None:
-    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
-        del sys.modules[module]
+        for name in [name for name, module in sys.modules.items() if isinstance(module, _StandIn)]:
+            del sys.modules[name]

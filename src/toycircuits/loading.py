@@ -12,14 +12,9 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedRootModule
 
-from toycircuits.checkpoints import Trajectory, read_tensors
+from toycircuits.checkpoints import Trajectory
 from toycircuits.config import InputError, Settings
 from toycircuits.training import TrainSettings
-
-
-def load_data(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """The tensors that `generate` made, on `device`."""
-    return {name: tensor.to(device) for name, tensor in read_tensors(path)[0].items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from transformer_lens import HookedRootModule
 
 from toycircuits.checkpoints import read_tensors
 from toycircuits.config import InputError, Settings
-from toycircuits.layout import weights_file
+from toycircuits.layout import find_root, weights_file
 from toycircuits.loading import build_model, slice_module, train_settings
 
 
@@ -30,21 +30,6 @@ class PublishedRun:
     data: Mapping[str, Tensor]
     data_settings: Settings
     settings: dict[str, Any]
-
-
-def find_root(root: Path | str | None = None) -> Path:
-    """`root`, or if it is None the first project folder above the working folder or this code.
-
-    Raises:
-        InputError: `root` is no project folder, or none is found.
-    """
-    here, code = Path.cwd(), Path(__file__).resolve()
-    candidates = (here, *here.parents, *code.parents) if root is None else (Path(root),)
-    for folder in candidates:
-        if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "stages/train.py")):
-            return folder
-    place = f"{here} or above" if root is None else root
-    raise InputError(f"{place}: no toycircuits project (params.yaml, dvc.yaml, stages/) there")
 
 
 def load_run(name: str, member: str | None = None, root: Path | str | None = None) -> PublishedRun:

@@ -1,7 +1,7 @@
 """The training loop: steps, schedule, checkpoints, early stop, resume; it knows no task."""
 
+import functools
 import math
-import os
 import shutil
 import sys
 import time
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
@@ -57,7 +57,7 @@ class TrainSettings(Settings):
     Attributes:
         batch_size: sequences a step, or None for the full batch.
         unit: what `length`, `log_every` and `checkpoint_every` count.
-        compile: make machine code of the loss and its gradient first (`torch.compile`): up to three
+        compile: make machine code of the loss and its gradient first (`torch.compile`): up to six
             times as fast, after some 20 seconds. It rounds otherwise, so that it is a setting.
         weight_seeds: seeds of the initial weights, one model each.
         batch_seeds: seeds of the order or draw of batches, one a model. None: the generator of the
@@ -206,20 +206,56 @@ class Objective:
     evaluate: Callable[[Any], dict[str, float]]
 
 
-def compiled(
-    loss: Callable[[Any, Batch], Tensor], device: torch.device
-) -> Callable[[Any, Batch], Tensor]:
-    """The loss as machine code, or as it is where there is no C++ compiler.
+Differentiate: TypeAlias = Callable[[Any, Batch], tuple[Tensor, tuple[Tensor | None, ...]]]
 
-    In one piece, or not at all: each break in the graph costs more than what is gained around it.
-    On CUDA as one graph of kernels, launched at once.
+
+def gradients_of(
+    loss: Callable[[Any, Batch], Tensor], parameters: Sequence[Tensor]
+) -> Differentiate:
+    """From model and batch to the loss, and its gradient for each parameter; None where unused."""
+
+    def differentiate(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        value = loss(model, batch)
+        return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
+
+    return differentiate
+
+
+def compiled(differentiate: Differentiate, device: torch.device) -> Differentiate:
+    """Loss and gradient as machine code.
+
+    In one graph, backward pass included: it takes half the time of one graph forward and one
+    backward, between which everything is saved. Breaks in it would cost more than what is gained
+    around them, so that `loss` must not look at values. On CUDA one launch of a graph of kernels.
     """
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        print("note: no C++ compiler found; training without torch.compile", file=sys.stderr)
-        return loss
     torch.compiler.reset()  # what was made for the models before would count against a limit
+    torch._dynamo.config.trace_autograd_ops = True
+    torch._dynamo.config.skip_nnmodule_hook_guards = False  # see hooks that are set later
     mode = "reduce-overhead" if device.type == "cuda" else None
-    return torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
+    machine_code = torch.compile(differentiate, fullgraph=True, dynamic=False, mode=mode)
+    prepared = False
+
+    def run(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        nonlocal prepared
+        if not prepared:  # what a model works out at its first call must not be in the graph
+            differentiate(model, batch)
+            prepared = True
+        return machine_code(model, batch)
+
+    return run
+
+
+@functools.cache
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works here; it needs a C++ compiler and Python's header files."""
+    unheard_of = time.time_ns()  # else it might be found, compiled, in a cache
+    try:
+        torch.compile(lambda x: x + unheard_of, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # of many kinds, by what is missing
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"note: training without torch.compile: {reason[0]}", file=sys.stderr)
+        return False
+    return True
 
 
 class DivergedError(Exception):
@@ -351,12 +387,14 @@ def train(
         DivergedError: the loss is not finite; checkpoints written before stay in `folder`.
     """
     stream = objective.stream
-    device = next(model.parameters()).device
-    loss_of = compiled(objective.loss, device) if settings.compile else objective.loss
     per_unit = stream.per_epoch if settings.unit == "epoch" else 1
     last = settings.length * per_unit
     trajectory, resume_path = Trajectory(folder / "trajectory"), folder / "resume.safetensors"
     state = _State(model, Optimizer(model, settings), stream)
+    parameters = state.optimizer.parameters
+    differentiate = gradients_of(objective.loss, parameters)
+    if settings.compile:
+        differentiate = compiled(differentiate, parameters[0].device)
     if not state.restore(resume_path, key):
         shutil.rmtree(trajectory.folder, ignore_errors=True)
     if state.done:
@@ -379,7 +417,7 @@ def train(
                 factor = settings.schedule.factor(min(unit, settings.length - 1), settings.length)
                 state.optimizer.lr = settings.lr * factor
             at_end = state.step == last
-            loss = loss_of(model, stream.next())
+            loss, gradients = differentiate(model, stream.next())
             if within == 0 and (unit % settings.log_every == 0 or at_end):
                 row = _log(state, loss, objective)
                 at_end |= _reached(settings.stop, row)
@@ -391,9 +429,10 @@ def train(
                 state.done = True
                 state.save(resume_path, key)
                 return state.rows
-            loss.backward()
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             if settings.clip_grad_norm is not None:
-                nn.utils.clip_grad_norm_(state.optimizer.parameters, settings.clip_grad_norm)
+                nn.utils.clip_grad_norm_(parameters, settings.clip_grad_norm)
             state.optimizer.step()
             state.step += 1
             bar.update()

@@ -24,8 +24,9 @@ from transformer_lens.hook_points import HookPoint
 
 from toycircuits.config import Settings
 
-# Rows narrower than this, and products of fewer numbers, are multiplied faster as sums of products.
-NARROW, FEW = 16, 256
+# Rows narrower than this, and products of fewer numbers, are multiplied faster as sums of products;
+# those of more are not, and would fill the memory.
+NARROW, FEW, MANY = 16, 256, 8192
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
 LAYER_NORM_EPS = 1e-5
 
@@ -139,11 +140,21 @@ def rows_needed(
     if not queries or queries[0] < 0 or queries[-1] >= len(allowed):
         raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {len(allowed) - 1}")
     for _ in range(n_layers):
+        _check_sight(allowed, queries)
         keys = tuple(key for key in range(len(allowed)) if any(allowed[q][key] for q in queries))
         inputs = tuple(sorted({*queries, *keys}))
         layers.append(LayerRows(inputs, queries, keys))
         queries = inputs
     return tuple(reversed(layers))
+
+
+def _check_sight(allowed: list[list[bool]], queries: Sequence[int]) -> None:
+    """Raise a `ValueError` if one of the queries may attend to no key."""
+    for query in queries:
+        if not any(allowed[query]):
+            raise ValueError(
+                f"found {len(allowed)} positions; position {query} may attend to none of them"
+            )
 
 
 def watched(*hooks: HookPoint) -> bool:
@@ -180,7 +191,8 @@ def _as_sums(d: int, n_pairs: int) -> bool:
     Thousands of tiny matrix products cost more by being called than by being computed. And the
     compiler makes one loop of sums and what is around them, but leaves matrix products alone.
     """
-    return d < NARROW or d * n_pairs <= FEW or torch.compiler.is_compiling()
+    small = d < NARROW or d * n_pairs <= FEW or torch.compiler.is_compiling()
+    return small and d * n_pairs <= MANY
 
 
 @dataclass(frozen=True)
@@ -456,6 +468,11 @@ class Transformer(HookedRootModule):
         self.unembed = Unembed(settings)
         self._init_weights(generator)
         self._freeze()
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        hooks = [hook for hook in first.ln1.modules() if isinstance(hook, HookPoint)]
+        # Of rows that depend on token and position alone; who watches these sees the batch's.
+        self._early = (self.hook_embed, self.hook_pos_embed, first.hook_resid_pre, *hooks)
         self.register_load_state_dict_pre_hook(_fit_state)
         self.setup()
 
@@ -483,9 +500,12 @@ class Transformer(HookedRootModule):
     ) -> Float[Tensor, "batch read d_vocab_out"]:
         """Logits at the positions `read`, in ascending order; at every position if None.
 
-        With `read`, the hooks of a layer see only the rows that the positions read depend on, and
-        those before the first layer's `hook_q/k/v` see each distinct (token, position) pair once.
+        With `read`, the hooks of a layer see only the rows that the positions read depend on.
         Without a hook on it, an activation that is not needed (a key, a value) is not formed.
+
+        Raises:
+            ValueError: a position to read is not there, or there are fewer positions than the mask
+                has and one that is needed may attend to none of them.
         """
         plan = self._plan(None if read is None else tuple(read), tokens.shape[1], tokens.device)
         resid, distinct = self._embed(tokens, plan[0][0].inputs, read is not None)
@@ -502,10 +522,13 @@ class Transformer(HookedRootModule):
             raise ValueError(f"read: found {read}; there are {n_pos} positions")
         key = (read, n_pos, device)
         if key not in self._plans:
-            allowed, n_layers = self.settings.allowed, self.settings.n_layers
-            everywhere = tuple(range(n_pos))
-            layers = (LayerRows(everywhere, everywhere, everywhere),) * n_layers
-            layers = layers if read is None else rows_needed(allowed, read, n_layers)
+            allowed = [row[:n_pos] for row in self.settings.allowed[:n_pos]]
+            n_layers, everywhere = self.settings.n_layers, tuple(range(n_pos))
+            if read is None:
+                _check_sight(allowed, everywhere)
+                layers = (LayerRows(everywhere, everywhere, everywhere),) * n_layers
+            else:
+                layers = rows_needed(allowed, read, n_layers)
             blinds = [layer.blind(allowed) for layer in layers]
             moved = [None if blind is None else blind.to(device) for blind in blinds]
             self._plans[key] = list(zip(layers, moved, strict=True))
@@ -514,11 +537,10 @@ class Transformer(HookedRootModule):
     def _embed(
         self, tokens: Tensor, positions: tuple[int, ...], fast: bool
     ) -> tuple[Tensor, Distinct | None]:
+        """Residual stream before the first layer: of the batch, or of its distinct rows."""
         W_pos = self.pos_embed.W_pos[_index(tuple(range(self.settings.n_ctx)), positions)]
-        if fast and 4 * self.settings.d_vocab < tokens.shape[0]:
-            embed = _through(self.hook_embed, self.embed.W_E.unsqueeze(1))
-            table = embed + _through(self.hook_pos_embed, W_pos.unsqueeze(0))
-            return table, Distinct(tokens)
+        if fast and 4 * self.settings.d_vocab < tokens.shape[0] and not watched(*self._early):
+            return self.embed.W_E.unsqueeze(1) + W_pos, Distinct(tokens)
         at = _index(tuple(range(tokens.shape[1])), positions)
         embedded = _through(self.hook_embed, F.embedding(tokens[:, at], self.embed.W_E))
         pos = _through(self.hook_pos_embed, W_pos.expand(tokens.shape[0], -1, -1))

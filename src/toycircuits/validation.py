@@ -13,6 +13,7 @@ from toycircuits.config import (
     experiment_tree,
     find_run,
     read_section,
+    scales,
 )
 
 
@@ -20,14 +21,14 @@ class _Experiment(Settings):
     slice: str
 
 
-def validate(params: Mapping[str, Any], scales: list[str] | None = None) -> None:
+def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None:
     """Raise an `InputError` for the first thing that is wrong in `params`.
 
-    Every section of every experiment and run is checked at each of `scales` (all, if None), and
-    every model is built without memory (on torch's meta device).
+    Every section of every experiment and run is checked at each of the `chosen` scales (all, if
+    None), and every model is built without memory (on torch's meta device).
     """
     _check_structure(params)
-    for scale in scales or [name for name in params if name not in STRUCTURE]:
+    for scale in chosen or scales(params):
         at_scale = {**params, "scale": scale}
         if unknown := set(params[scale]) - set(params["experiments"]):
             allowed = ", ".join(params["experiments"])
