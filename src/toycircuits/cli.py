@@ -38,11 +38,15 @@ def reproduce(
     """Run whatever is not up to date: data, training, measures, ablations, figures."""
     with config.exit_on_bad_input():
         import_transformer_lens()
+        from toycircuits.freshness import orphans
         from toycircuits.validation import validate
 
         go_to_project()
         params = config.read_params()
         validate(params, [params.get("scale", "")])
+        for folder in orphans(Path.cwd(), params):
+            text = "tables of no run in params.yaml, which figures would go on showing; remove them"
+            typer.echo(f"note: {folder}: {text}", err=True)
         command = [sys.executable, "-m", "dvc", "repro", *(targets or [])]
         code = subprocess.run(command, check=False).returncode
         if code:

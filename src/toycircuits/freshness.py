@@ -1,9 +1,13 @@
 """Do lock, code, params and committed results belong together? Answered without DVC's cache."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
+
+from toycircuits.config import read_params
 
 
 def stale(root: Path) -> list[str]:
@@ -28,11 +32,21 @@ def stale(root: Path) -> list[str]:
     for path in (path for path in outs if path.startswith("reports/")):
         if not any(file == path or file.startswith(f"{path}/") for file in tracked):
             problems.append(f"not in git: {path}")
-    for folder in sorted(root.glob("reports/*/tables/*/")):
-        if f"train@{folder.name}" not in listed:
-            problems.append(f"tables of no run: {folder.relative_to(root)}")
+    problems += [
+        f"tables of no run: {folder}" for folder in orphans(root, read_params(root / "params.yaml"))
+    ]
     undrawn = [file for file in tracked if file.endswith("NOT_DRAWN.txt")]
     return problems + [f"pictures were not drawn: {file}" for file in undrawn]
+
+
+def orphans(root: Path, params: Mapping[str, Any]) -> list[Path]:
+    """Folders of tables whose run is gone from params.yaml; figures would go on showing them."""
+    folders = sorted(path.relative_to(root) for path in root.glob("reports/*/tables/*/"))
+    return [
+        folder
+        for folder in folders
+        if params["runs"].get(folder.name, {}).get("experiment") != folder.parts[1]
+    ]
 
 
 def _run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
