@@ -25,16 +25,18 @@ def main(run_name: str, device: Device = "auto") -> None:
 
         import pandas as pd
 
-        from toycircuits.checkpoints import read_tensors
+        from toycircuits.checkpoints import read_data
         from toycircuits.device import prepare
         from toycircuits.loading import load_members
 
         place = prepare(device)
         experiment = run.entry.experiment
-        data = read_tensors(layout.data_file(experiment), place)[0]
+        data_file = layout.data_file(experiment)
         with config.at_key(run.key):
             tables = []
             for member in load_members(layout.trajectories(experiment, run_name), place):
+                settings.check(member.data_settings, member.train_settings)
+                data = read_data(data_file, member.data_settings, place)
                 own = member.train_settings.select(data)
                 table = ablations.ablate(member.model, own, member.data_settings, settings)
                 tables.append(member.label(table))

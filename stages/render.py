@@ -4,6 +4,8 @@ import importlib
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,32 +33,58 @@ def main(experiment: str, slice_name: str) -> None:
         folder = layout.tables(experiment)
         parts = defaultdict(list)
         for path in sorted(folder.glob("*/**/*.csv")):
-            table = pd.read_csv(
-                path, dtype={"variant": str}, keep_default_na=False, na_values=["", "nan"]
-            ).fillna({"variant": ""})
+            try:
+                table = pd.read_csv(
+                    path, dtype={"variant": str}, keep_default_na=False, na_values=["", "nan"]
+                ).fillna({"variant": ""})
+            except ValueError as error:  # no table in it
+                raise config.InputError(f"{path}: {' '.join(str(error).split())}") from None
             run = pd.Series(path.relative_to(folder).parts[0], table.index, name="run")
             parts[path.stem].append(pd.concat([run, table], axis=1))
         tables = {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}
-        compared = {"metrics": metrics_table(folder)} | figures.compare(tables, settings)
+        with missing_named(folder):
+            compared = {"metrics": metrics_table(folder)} | figures.compare(tables, settings)
+            drawn = figures.draw(tables | compared, settings)
         summary = layout.summary(experiment)
         summary.mkdir(parents=True, exist_ok=True)
         for name, table in compared.items():
             table.to_csv(summary / f"{name}.csv", index=False, float_format=layout.FLOAT_FORMAT)
-        drawn = figures.draw(tables | compared, settings)
         write_figures(drawn, layout.figure_json(experiment), layout.figure_png(experiment))
+
+
+@contextmanager
+def missing_named(folder: Path) -> Iterator[None]:
+    """Say in one line which table or column a figure did not find in `folder`.
+
+    Raises:
+        InputError: pandas knows no such column, plotly no such column, or there is no such table.
+    """
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError) and "is not the name of a column" not in reason:
+            raise
+        text = f"a table or column is missing: {reason}; `dvc repro --force` makes them anew"
+        raise config.InputError(f"{folder}: {text}") from error
 
 
 def metrics_table(folder: Path) -> "pd.DataFrame":
     """Every metric of every model of every run, one row each."""
     import pandas as pd
 
-    rows = [
-        {"run": path.parent.name, "model": model, "metric": name, "value": value}
-        for path in sorted(folder.glob("*/metrics.json"))
-        for model, values in json.loads(path.read_text()).items()
-        for name, value in values.items()
-        if not isinstance(value, list)  # such as the key frequencies: the column is of numbers
-    ]
+    rows = []
+    for path in sorted(folder.glob("*/metrics.json")):
+        try:
+            models = json.loads(path.read_text())
+        except ValueError as error:
+            raise config.InputError(f"{path}: {error}") from None
+        rows += [
+            {"run": path.parent.name, "model": model, "metric": name, "value": value}
+            for model, values in models.items()
+            for name, value in values.items()
+            if not isinstance(value, list)  # such as the key frequencies: the column is of numbers
+        ]
     return pd.DataFrame(rows)
 
 

@@ -3,6 +3,7 @@
 Nothing is ever unpickled. A file appears under its name only when it is complete.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +21,21 @@ METADATA_KEY = "toycircuits"  # one key only: safetensors does not keep the orde
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write `tensors` and JSON-able `metadata` to `path`, under a temporary name until complete."""
+    """Write `tensors` and JSON-able `metadata` to `path`, under a temporary name until complete.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; what stood there stands.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    partial.replace(path)
+    try:
+        save_file(contiguous, partial, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # on a full disk it would take what room there is
+        raise OSError(None, f"not written: {error}", str(path)) from error
 
 
 def read_tensors(
@@ -45,6 +55,24 @@ def read_tensors(
     if metadata is None:
         raise InputError(f"{path}: no metadata of toycircuits in this safetensors file")
     return tensors, metadata
+
+
+def read_data(path: Path, settings: Any, device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors that `generate` made for a task with these `settings`, on `device`.
+
+    Raises:
+        InputError: they were made for other settings, or are not what the task is made of.
+    """
+    tensors, metadata = read_tensors(path, device)
+    if metadata.get("data") != json.loads(settings.model_dump_json()):
+        raise InputError(f"{path}: made with other settings of `data`; `dvc repro` makes it anew")
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected: dict[str, tuple[int, ...]] = settings.shapes
+    for name in sorted({*found, *expected}):
+        if found.get(name) != expected.get(name):
+            shapes = f"found {found.get(name)}; expected is {expected.get(name)}"
+            raise InputError(f"{path}: {name}, its shape: {shapes}")
+    return tensors
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,19 @@ class InputError(Exception):
 
 @contextmanager
 def exit_on_bad_input() -> Iterator[None]:
-    """Turn an `InputError` into one line on standard error and exit code 2."""
+    """Turn an `InputError` into one line on standard error and exit code 2.
+
+    What a disk refuses is one line, too, and exit code 1.
+    """
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 @contextmanager
@@ -52,6 +59,13 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def check(self, data: Any, train: Any) -> None:
+        """Raise an `InputError` where these settings do not go with those of task and training.
+
+        Stages and `toycircuits check` call it for the sections train, measure and ablate. By
+        default all goes with all.
+        """
 
     @classmethod
     def parse(cls, values: Any, key: str) -> Self:
@@ -167,7 +181,20 @@ def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from None
     except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    _check_keys(values, str(path))
     return _mapping(values, str(path))
+
+
+def _check_keys(values: Any, key: str) -> None:
+    """Raise an `InputError` for a key that is no text: YAML has numbers, dates, even lists."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if not isinstance(name, str):
+                raise InputError(f"{key}: found the key {name!r}; keys are text")
+            _check_keys(value, f"{key}: {name}")
+    elif isinstance(values, list):
+        for value in values:
+            _check_keys(value, key)
 
 
 def find_run(params: Mapping[str, Any], name: str) -> Run:

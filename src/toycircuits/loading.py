@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 
 from toycircuits.checkpoints import Trajectory
-from toycircuits.config import InputError, Settings
+from toycircuits.config import InputError, Settings, at_key
 from toycircuits.training import TrainSettings
 
 
@@ -64,14 +64,25 @@ def load_members(folder: Path, device: torch.device) -> Iterator[Member]:
 
 
 def slice_module(metadata: dict[str, Any], name: str) -> ModuleType:
-    """Module `name` ("task", "model", ...) of the slice that a checkpoint belongs to."""
-    return importlib.import_module(f"toycircuits.experiments.{metadata['slice']}.{name}")
+    """Module `name` ("task", "model", ...) of the slice that a checkpoint belongs to.
+
+    Raises:
+        InputError: it says that it belongs to none, or to one that is not there.
+    """
+    found = str(metadata.get("slice"))
+    try:
+        return importlib.import_module(f"toycircuits.experiments.{found}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith("toycircuits"):
+            raise
+        raise InputError(f"slice: found {found!r}; the package has none of this name") from None
 
 
 def train_settings(metadata: dict[str, Any], origin: Path) -> TrainSettings:
     """How the model of a checkpoint was trained."""
-    task = slice_module(metadata, "task")
-    return task.TrainSettings.parse(metadata["train"], f"{origin}: train")
+    with at_key(str(origin)):
+        task = slice_module(metadata, "task")
+    return task.TrainSettings.parse(metadata.get("train"), f"{origin}: train")
 
 
 def build_model(
@@ -82,9 +93,10 @@ def build_model(
     Raises:
         InputError: the weights do not fit the settings.
     """
-    task, architecture = slice_module(metadata, "task"), slice_module(metadata, "model")
-    data_settings = task.DataSettings.parse(metadata["data"], f"{origin}: data")
-    settings = architecture.ModelSettings.parse(metadata["model"], f"{origin}: model")
+    with at_key(str(origin)):
+        task, architecture = slice_module(metadata, "task"), slice_module(metadata, "model")
+    data_settings = task.DataSettings.parse(metadata.get("data"), f"{origin}: data")
+    settings = architecture.ModelSettings.parse(metadata.get("model"), f"{origin}: model")
     model = architecture.build(settings, data_settings, torch.Generator().manual_seed(0))
     try:
         model.load_state_dict(state)

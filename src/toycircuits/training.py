@@ -3,15 +3,19 @@
 import functools
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim.adam import adam
@@ -106,6 +110,13 @@ class TrainSettings(Settings):
                 f"schedule.warmup: found {self.schedule.warmup}; allowed is less than length"
             )
         return self
+
+    def check(self, data: Any, train: Any) -> None:
+        """Raise an `InputError` for a metric to stop at that is not logged."""
+        logged = ("step", "lr", "train_loss", *data.metrics)
+        if self.stop is not None and self.stop.metric not in logged:
+            found, allowed = self.stop.metric, ", ".join(logged)
+            raise InputError(f"train.stop.metric: found {found!r}; allowed: {allowed}")
 
     @property
     def members(self) -> list[tuple[int, int | None]]:
@@ -212,11 +223,15 @@ Differentiate: TypeAlias = Callable[[Any, Batch], tuple[Tensor, tuple[Tensor | N
 def gradients_of(
     loss: Callable[[Any, Batch], Tensor], parameters: Sequence[Tensor]
 ) -> Differentiate:
-    """From model and batch to the loss, and its gradient for each parameter; None where unused."""
+    """From model and batch to the loss, and its gradient for each parameter; None where unused.
+
+    Gradients are contiguous: fused optimizers take them to lie in memory as the parameters do.
+    """
 
     def differentiate(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         value = loss(model, batch)
-        return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        return value.detach(), tuple(None if g is None else g.contiguous() for g in found)
 
     return differentiate
 
@@ -260,6 +275,43 @@ def can_compile(device: torch.device) -> bool:
 
 class DivergedError(Exception):
     """The loss is no longer a number."""
+
+
+class StoppedError(Exception):
+    """A signal stopped the training, whose state has been saved.
+
+    Attributes:
+        signal: which one.
+    """
+
+    def __init__(self, step: int, signal: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.signal = signal
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The list in which SIGINT and SIGTERM are noted, so that the step at work can end first.
+
+    A second signal interrupts at once. Only a program's main thread can do this; elsewhere
+    signals do what they did.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Optimizer:
@@ -340,7 +392,7 @@ class _State:
         write_tensors(path, tensors, {"key": key, **progress})
 
     def restore(self, path: Path, key: str) -> bool:
-        """Take up the state saved at `path` if it was saved under the same key."""
+        """Take up the state saved at `path` if it was saved under the same key, and fits."""
         if not path.exists():
             return False
         try:
@@ -348,7 +400,7 @@ class _State:
         except InputError as error:
             print(f"resume state ignored: {error}", file=sys.stderr)
             return False
-        if meta["key"] != key:
+        if meta.get("key") != key:
             print(f"resume state ignored: {path} belongs to another training", file=sys.stderr)
             return False
         moments = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer/")}
@@ -359,6 +411,25 @@ class _State:
         self.step, self.rows, self.done = meta["step"], meta["rows"], meta["done"]
         print(f"resuming at step {self.step}", file=sys.stderr)
         return True
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in `folder`.
+
+    DVC's own locks do not do it: a killed `dvc repro` leaves its stage running.
+
+    Raises:
+        InputError: another process does.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_suffix(".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"{folder}: another process trains this run; let it end, or stop it"
+        ) from None
 
 
 def train(
@@ -385,6 +456,7 @@ def train(
 
     Raises:
         DivergedError: the loss is not finite; checkpoints written before stay in `folder`.
+        StoppedError: SIGINT or SIGTERM came; the state is saved.
     """
     stream = objective.stream
     per_unit = stream.per_epoch if settings.unit == "epoch" else 1
@@ -407,11 +479,13 @@ def train(
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
     saved = time.monotonic()
-    with bar:
+    with bar, _signals() as signals:
         while True:
-            if time.monotonic() - saved > RESUME_EVERY:
+            if signals or time.monotonic() - saved > RESUME_EVERY:
                 state.save(resume_path, key)
                 saved = time.monotonic()
+            if signals:
+                raise StoppedError(state.step, signals[0])
             unit, within = divmod(state.step, per_unit)
             if settings.schedule is not None:
                 factor = settings.schedule.factor(min(unit, settings.length - 1), settings.length)
@@ -423,7 +497,7 @@ def train(
                 at_end |= _reached(settings.stop, row)
                 bar.set_postfix(loss=f"{row['train_loss']:.3g}", refresh=False)
             if within == 0 and (unit % settings.checkpoint_every == 0 or at_end):
-                _check_finite(loss, state.step)
+                _check_finite(loss, state)
                 trajectory.save(state.step, model.state_dict(), metadata)
             if at_end:
                 state.done = True
@@ -439,7 +513,7 @@ def train(
 
 
 def _log(state: _State, loss: Tensor, objective: Objective) -> dict[str, float]:
-    _check_finite(loss, state.step)
+    _check_finite(loss, state)
     with torch.no_grad():
         values = objective.evaluate(state.model)
     row = {"step": state.step, "lr": state.optimizer.lr, "train_loss": loss.item(), **values}
@@ -447,14 +521,12 @@ def _log(state: _State, loss: Tensor, objective: Objective) -> dict[str, float]:
     return row
 
 
-def _check_finite(loss: Tensor, step: int) -> None:
+def _check_finite(loss: Tensor, state: _State) -> None:
     if not math.isfinite(loss.item()):
-        raise DivergedError(f"the loss is {loss.item()} at step {step}")
+        logged = f", and was {state.rows[-1]['train_loss']:.4g} at step {state.rows[-1]['step']}"
+        before = logged if state.rows else ""
+        raise DivergedError(f"the loss is {loss.item()} at step {state.step}{before}")
 
 
 def _reached(stop: Stop | None, row: Mapping[str, float]) -> bool:
-    if stop is None:
-        return False
-    if stop.metric not in row:
-        raise InputError(f"train.stop.metric: found {stop.metric!r}; allowed: {', '.join(row)}")
-    return row[stop.metric] >= stop.at_least
+    return stop is not None and row[stop.metric] >= stop.at_least

@@ -1,9 +1,12 @@
 """Check all of params.yaml before any work, so that a slip in the last stage costs nothing."""
 
 import importlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import psutil
 
 from toycircuits.config import (
     STRUCTURE,
@@ -82,11 +85,32 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
     task = _slice(run.entry.slice, name, "task")
     architecture = _slice(run.entry.slice, name, "model")
     data = run.section("data", task.DataSettings)
-    run.section("train", task.TrainSettings)
+    train = run.section("train", task.TrainSettings)
+    measure = _slice(run.entry.slice, name, "metrics").MeasureSettings
+    ablate = _slice(run.entry.slice, name, "ablations").AblateSettings
+    with at_key(run.key):
+        train.check(data, train)
+        run.section("measure", measure).check(data, train)
+        run.section("ablate", ablate).check(data, train)
     for variant in run.variants:
         settings = run.section("model", architecture.ModelSettings, variant)
         with at_key(run.key), torch.device("meta"):
-            architecture.build(settings, data, torch.Generator(device="cpu"))
+            model = architecture.build(settings, data, torch.Generator(device="cpu"))
+            _check_memory(sum(weight.numel() for weight in model.parameters()), data.shapes)
+
+
+def _check_memory(n_weights: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise an `InputError` if weights, their gradients, Adam's averages and data cannot fit.
+
+    What a step computes on the way comes on top of it; that it fits is not checked.
+    """
+    weights, data = 4 * 4 * n_weights, 8 * sum(math.prod(shape) for shape in shapes.values())
+    if weights + data > (memory := psutil.virtual_memory().total):
+        key, gib = "model" if weights > data else "data", 2**30
+        raise InputError(
+            f"{key}: training needs {(weights + data) / gib:,.1f} GiB of memory at least; "
+            f"this machine has {memory / gib:,.1f}"
+        )
 
 
 def _slice(name: str, key: str, module: str = "task") -> Any:

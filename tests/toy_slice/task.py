@@ -19,6 +19,16 @@ class DataSettings(Settings):
     n_tokens: int
     seed: int
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that `generate` makes."""
+        return {"tokens": (self.n_tokens, 2)}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `evaluate` gives."""
+        return ("accuracy",)
+
 
 def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
     """Every token, followed by token 0; tokens [n_tokens, 2]."""

@@ -1,6 +1,7 @@
 """What each head is worth: output taken away or at its mean, attention made even."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,6 +22,12 @@ class AblateSettings(Settings):
     """
 
     sequences: int = Field(ge=2)
+
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for more sequences than there are."""
+        if self.sequences > data.n_validation:
+            allowed = f"at most data.n_validation, {data.n_validation}"
+            raise InputError(f"ablate.sequences: found {self.sequences}; allowed is {allowed}")
 
 
 def ablations_of(n_layers: int, n_heads: int) -> Iterator[Ablation]:
@@ -48,15 +55,7 @@ def ablate(
     Loss is the mean squared error, accuracy the share of the mean square of y_q that the
     predictions explain (R^2 about zero, which is the mean of y_q): 0 for predicting zero, negative
     for worse.
-
-    Raises:
-        InputError: there are not as many sequences.
     """
-    if settings.sequences > task.n_validation:
-        raise InputError(
-            f"ablate.sequences: found {settings.sequences}; "
-            f"allowed is at most data.n_validation, {task.n_validation}"
-        )
     z, z_q, y_q = (data[name][: settings.sequences] for name in ("z", "z_q", "y_q"))
     plan = list(ablations_of(len(model.layers), model.settings.n_heads))
     names = {one.name for one in plan if one.method == "mean"}

@@ -16,7 +16,7 @@ network before training, and zero as prediction.
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from toycircuits.config import InputError, Settings
 from toycircuits.experiments.linear_regression.model import InContextAttention
-from toycircuits.experiments.linear_regression.task import DataSettings, sample
+from toycircuits.experiments.linear_regression.task import MAX_NUMBERS, DataSettings, sample
 
 Tables = dict[str, pd.DataFrame]
 Row = dict[str, float]
@@ -75,6 +75,16 @@ class MeasureSettings(Settings):
     lengths: LengthSettings
     sequences: int = Field(ge=2, le=10_000_000)
     seed: int = Field(ge=0, lt=2**63)
+
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for a step without checkpoint, or too many numbers at once."""
+        every, length = train.checkpoint_every, train.length
+        if missing := [step for step in self.qk_steps if step < length and step % every]:
+            allowed = f"steps with a checkpoint: 0, {every}, {2 * every}, ... {length}"
+            raise InputError(f"measure.qk_steps: found {missing[0]}; allowed are {allowed}")
+        if data.numbers(self.sequences, self.lengths.last) > MAX_NUMBERS:
+            allowed = f"at most {MAX_NUMBERS // data.numbers(1, self.lengths.last)} of this length"
+            raise InputError(f"measure.sequences: found {self.sequences}; allowed are {allowed}")
 
 
 # Circuits
@@ -364,9 +374,6 @@ def training_tables(
 
     Args:
         model: takes the weights of each checkpoint, and keeps those of the last.
-
-    Raises:
-        InputError: a step of `qk_steps` has no checkpoint.
     """
     heads: list[Row] = []
     qk: list[Row] = []
@@ -378,11 +385,6 @@ def training_tables(
         if step in settings.qk_steps:
             qk += matrix_rows([layer[0] for layer in found], step)
         steps.append(step)
-    if missing := [s for s in settings.qk_steps if s not in steps and s < steps[-1]]:
-        raise InputError(
-            f"measure.qk_steps: found {missing[0]}; allowed are steps with a checkpoint: "
-            f"{', '.join(map(str, steps[:3]))}, ... {steps[-1]}"
-        )
     ov = matrix_rows([layer[1] for layer in found], steps[-1])
     return {"heads": pd.DataFrame(heads), "qk": pd.DataFrame(qk), "ov": pd.DataFrame(ov)}
 

@@ -11,18 +11,19 @@ No sequence is seen twice. After He et al. 2025, "In-Context Linear Regression D
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from toycircuits import training
-from toycircuits.config import Settings
+from toycircuits.config import InputError, Settings
 from toycircuits.training import Batch, BatchStream
 
+MAX_NUMBERS = 2**31  # of sequences in memory at once: 8 GiB
 BLOCK = 16  # steps whose numbers are drawn at once; has no influence on any result
 
 
@@ -43,6 +44,28 @@ class DataSettings(Settings):
     n_validation: int = Field(ge=2, le=10_000_000)
     seed: int = Field(ge=0, lt=2**63)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.numbers(self.n_validation) > MAX_NUMBERS:
+            allowed = f"at most {MAX_NUMBERS // self.numbers(1)} of this size"
+            raise ValueError(f"n_validation: found {self.n_validation}; allowed are {allowed}")
+        return self
+
+    def numbers(self, n: int, n_examples: int | None = None) -> int:
+        """Numbers that `n` sequences are made of."""
+        return n * (self.d + 1) * (1 + (self.n_examples if n_examples is None else n_examples))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that `generate` makes."""
+        n, d = self.n_validation, self.d
+        return {"z": (n, self.n_examples, d + 1), "z_q": (n, d + 1), "y_q": (n,)}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `evaluate` gives."""
+        return ("validation_loss",)
+
     @property
     def noise_variance(self) -> float:
         """Variance of the noise of y."""
@@ -57,6 +80,16 @@ class TrainSettings(training.TrainSettings):
     """
 
     batch_size: int = Field(ge=16, multiple_of=16)
+
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for a block of batches that is too large to be drawn at once."""
+        super().check(data, train)
+        if data.numbers(BLOCK * self.batch_size) > MAX_NUMBERS:
+            allowed = MAX_NUMBERS // data.numbers(BLOCK)
+            raise InputError(
+                f"train.batch_size: found {self.batch_size}; "
+                f"allowed with sequences of this size is at most {allowed}"
+            )
 
 
 def assemble(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -45,6 +46,13 @@ class AblateSettings(Settings):
     sample: tuple[int, int]
     mean_lists: int | None = Field(ge=1)
 
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for a sample that is no list, or too few training lists."""
+        list_row(self.sample, data, "ablate.sample")
+        if self.mean_lists is not None and self.mean_lists > data.n_train:
+            found, allowed = self.mean_lists, data.n_train
+            raise InputError(f"ablate.mean_lists: found {found}; allowed is at most {allowed}")
+
 
 def plan(n_layers: int, n_heads: int) -> list[Step]:
     """The ablations to make, each with the columns that name it.
@@ -79,16 +87,9 @@ def score(model: Transformer, lists: Mapping[str, Tensor]) -> dict[str, Float[Te
 
 
 def reference(data: Mapping[str, Tensor], settings: AblateSettings) -> Int[Tensor, "list pos"]:
-    """Inputs that the mean patterns are taken over.
-
-    Raises:
-        InputError: there are too few training lists.
-    """
+    """Inputs that the mean patterns are taken over."""
     if settings.mean_lists is None:
         return evaluation_lists(data)[1]["inputs"]
-    if settings.mean_lists > len(data["inputs"]):
-        found, allowed = settings.mean_lists, len(data["inputs"])
-        raise InputError(f"ablate.mean_lists: found {found}; allowed is at most {allowed}")
     return data["inputs"][: settings.mean_lists]
 
 
@@ -102,9 +103,6 @@ def ablate(
 
     Beside `loss` (nats, the mean over the predictions) and the accuracies, `loss_at_d1` and so on
     are the losses of the predictions made at each position.
-
-    Raises:
-        InputError: the sample is no list of the task, or there are too few training lists.
     """
     row = list_row(settings.sample, task, "ablate.sample")
     sample = {name: data[f"all_{name}"][row : row + 1] for name in ("inputs", "targets")}

@@ -6,6 +6,7 @@ training, and for the probes also labels that are shuffled.
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,13 @@ class MeasureSettings(Settings):
 
     sample: tuple[int, int]
     probe: ProbeSettings | None
+
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for a sample that is no list, or more folds than numbers."""
+        list_row(self.sample, data, "measure.sample")
+        if self.probe is not None and self.probe.folds > data.n_symbols:
+            found, allowed = self.probe.folds, f"2 to {data.n_symbols}"
+            raise InputError(f"measure.probe.folds: found {found}; allowed: {allowed}")
 
 
 def activations(model: Transformer, inputs: Int[Tensor, "list pos"]) -> dict[str, Tensor]:
@@ -308,13 +316,7 @@ def measure(
     """All tables of one trained model, and the numbers that sum it up.
 
     The untrained network is the first checkpoint.
-
-    Raises:
-        InputError: the sample is no list of the task, or there are more folds than numbers.
     """
-    if settings.probe is not None and settings.probe.folds > task.n_symbols:
-        found = settings.probe.folds
-        raise InputError(f"measure.probe.folds: found {found}; allowed: 2 to {task.n_symbols}")
     sample = list_row(settings.sample, task, "measure.sample")
     inputs = data["all_inputs"]
     name, lists = evaluation_lists(data)

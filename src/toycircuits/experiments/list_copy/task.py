@@ -80,6 +80,24 @@ class DataSettings(Settings):
             return self.n_lists
         return int(self.train_fraction * self.n_symbols**2)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that `generate` makes."""
+        lists, scored = self.n_symbols**2, len(SCORED[self.layout])
+        rows = {"inputs": self.n_train, "all_inputs": lists}
+        shapes: dict[str, tuple[int, ...]] = {name: (n, len(POSITIONS)) for name, n in rows.items()}
+        shapes |= {"targets": (self.n_train, scored), "all_targets": (lists, scored)}
+        if self.n_sampled is not None:
+            return {**shapes, "sampled": (self.n_sampled,)}
+        return {**shapes, "validation": (lists - self.n_train,)}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `evaluate` gives."""
+        if self.layout == "in_place":
+            return ("loss", "accuracy", "accuracy_lists")
+        return ("loss", "loss_floor", "accuracy", "accuracy_sampled")
+
 
 class TrainSettings(training.TrainSettings):
     """How to train.
@@ -93,6 +111,13 @@ class TrainSettings(training.TrainSettings):
     batch_seeds: tuple[int, ...]
     drop_last: bool
     reshuffle: bool
+
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for batches that the training lists do not fill."""
+        super().check(data, train)
+        if self.drop_last and self.batch_size > data.n_train:
+            allowed = f"at most the training lists, {data.n_train}"
+            raise InputError(f"train.batch_size: found {self.batch_size}; allowed are {allowed}")
 
 
 def all_lists(n_symbols: int) -> Int[Tensor, "list 2"]:

@@ -54,6 +54,12 @@ class MeasureSettings(Settings):
     control_seed: int = Field(ge=0, lt=2**63)
     example: tuple[NonNegativeInt, NonNegativeInt]
 
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for an example that is no pair of the task."""
+        if max(self.example) >= data.modulus:
+            found, allowed = list(self.example), f"numbers below {data.modulus}"
+            raise InputError(f"measure.example: found {found}; allowed are {allowed}")
+
 
 def fourier_basis(p: int) -> tuple[Float[Tensor, "p p"], list[str]]:
     """Orthonormal rows 1, sin 1, cos 1, sin 2, cos 2, ... over Z_p, and their names; p is odd.
@@ -445,8 +451,6 @@ def attention_tables(model: Transformer, problem: Problem, example: tuple[int, i
         hooks = [("blocks.0.attn.hook_pattern", keep)]
         model.run_with_hooks(problem.tokens, read=(LAST,), fwd_hooks=hooks)
     pattern = kept["pattern"]
-    if max(example) >= p:
-        raise InputError(f"measure.example: found {list(example)}; allowed are numbers below {p}")
     row = example[0] * p + example[1]
     rows = [
         {"head": head, "key": key, "mean": mean, "example": one}

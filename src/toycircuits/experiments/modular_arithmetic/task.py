@@ -37,10 +37,26 @@ class DataSettings(Settings):
     def _consistent(self) -> Self:
         if self.modulus % 2 == 0:
             raise ValueError(f"modulus: found {self.modulus}; allowed are odd numbers")
-        pairs = self.modulus**2
-        if not 0 < int(self.train_fraction * pairs) < pairs:
+        if not 0 < self.n_train < self.modulus**2:
             raise ValueError(f"train_fraction: found {self.train_fraction}; one side is empty")
         return self
+
+    @property
+    def n_train(self) -> int:
+        """Number of training pairs."""
+        return int(self.train_fraction * self.modulus**2)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that `generate` makes."""
+        pairs = self.modulus**2
+        rows = {"train": (self.n_train,), "test": (pairs - self.n_train,)}
+        return {"tokens": (pairs, 3), "labels": (pairs,), **rows}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `evaluate` gives."""
+        return ("test_loss",)
 
     @property
     def sign(self) -> int:
@@ -71,12 +87,11 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
     p = settings.modulus
     a, b = torch.cartesian_prod(torch.arange(p), torch.arange(p)).unbind(1)
     order = torch.randperm(p * p, generator=generator)
-    n_train = int(settings.train_fraction * p * p)
     return {
         "tokens": torch.stack([a, b, torch.full_like(a, p)], 1),
         "labels": (a + settings.sign * b) % p,
-        "train": order[:n_train].clone(),
-        "test": order[n_train:].clone(),
+        "train": order[: settings.n_train].clone(),
+        "test": order[settings.n_train :].clone(),
     }
 
 

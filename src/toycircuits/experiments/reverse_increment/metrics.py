@@ -6,6 +6,7 @@ number stands its control: the network before training, other diagonals, other s
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,12 @@ class MeasureSettings(Settings):
     """
 
     n_samples: int = Field(ge=1, le=20)
+
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for more samples than there are held-out strings."""
+        if self.n_samples > (holdout := data.n_strings - data.n_train):
+            allowed = f"at most the held-out strings, {holdout}"
+            raise InputError(f"measure.n_samples: found {self.n_samples}; allowed: {allowed}")
 
 
 def activations(model: Transformer, inputs: Int[Tensor, "string pos"]) -> dict[str, Tensor]:
@@ -217,14 +224,8 @@ def measure(
     """All tables of one trained model, and the numbers that sum it up.
 
     The untrained network is the first checkpoint.
-
-    Raises:
-        InputError: there are fewer held-out strings than samples.
     """
     holdout = part(data, "holdout")
-    if settings.n_samples > len(holdout["inputs"]):
-        allowed = f"at most the held-out strings, {len(holdout['inputs'])}"
-        raise InputError(f"measure.n_samples: found {settings.n_samples}; allowed: {allowed}")
     models = {"trained": model, "untrained": copy.deepcopy(model)}
     at_step = copy.deepcopy(model)
     course: list[pd.DataFrame] = []

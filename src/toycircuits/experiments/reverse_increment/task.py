@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from toycircuits import training
-from toycircuits.config import Settings
+from toycircuits.config import InputError, Settings
 from toycircuits.training import BatchStream, shuffled_batches
 
 MAX_STRINGS = 2**22
@@ -62,6 +62,20 @@ class DataSettings(Settings):
         """Number of all strings."""
         return self.n_symbols**self.length
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that `generate` makes."""
+        n, length = self.n_strings, self.length
+        rows = {"train": self.n_train, "holdout": n - self.n_train, "sampled": self.n_sampled}
+        own = {f"{split}_{name}": (size,) for split in SPLITS for name, size in rows.items()}
+        return {"inputs": (n, 2 * length), "targets": (n, length), **own}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `evaluate` gives."""
+        scores = ("accuracy", "accuracy_string")
+        return ("holdout_loss", *(f"{w}_{name}" for w in ("train", "holdout") for name in scores))
+
 
 class TrainSettings(training.TrainSettings):
     """How to train.
@@ -76,6 +90,13 @@ class TrainSettings(training.TrainSettings):
     batch_seeds: tuple[int, ...]
     split: Literal["sequential", "random"]
     drop_last: bool
+
+    def check(self, data: DataSettings, train: Any) -> None:
+        """Raise an `InputError` for batches that the training strings do not fill."""
+        super().check(data, train)
+        if self.drop_last and self.batch_size > data.n_train:
+            allowed = f"at most n_train, {data.n_train}"
+            raise InputError(f"train.batch_size: found {self.batch_size}; allowed are {allowed}")
 
     def select(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs and targets, with the rows `train`, `holdout` and `sampled` of the own split."""
