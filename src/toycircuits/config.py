@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -74,11 +74,22 @@ class Settings(BaseModel):
         Raises:
             InputError: one line with the full key path, what was found and what is allowed.
         """
+        _exact_literals(cls, values, key)
         try:
             # Through JSON, because strict Python mode would refuse a YAML list for a tuple.
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
             raise InputError(_one_line(error, key, cls)) from None
+
+
+def _exact_literals(cls: type[BaseModel], values: Any, key: str) -> None:
+    """Raise an `InputError` for 0 where false is meant: Pydantic takes it for `Literal[False]`."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        field = cls.model_fields.get(name)
+        options = get_args(field.annotation) if field else ()
+        if value in options and type(value) not in map(type, options):
+            allowed = ", ".join(map(json.dumps, options))
+            raise InputError(f"{key}.{name}: found {json.dumps(value)}; allowed: {allowed}")
 
 
 def _one_line(error: ValidationError, key: str, cls: type[BaseModel]) -> str:

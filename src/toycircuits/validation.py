@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import psutil
+from pydantic import Field
 
 from toycircuits.config import (
     STRUCTURE,
     InputError,
+    RunEntry,
     Settings,
     at_key,
     experiment_tree,
@@ -21,7 +23,7 @@ from toycircuits.config import (
 
 
 class _Experiment(Settings):
-    slice: str
+    slice: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None:
@@ -33,6 +35,7 @@ def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None
     _check_structure(params)
     for scale in chosen or scales(params):
         at_scale = {**params, "scale": scale}
+        experiment_tree(at_scale, next(iter(params["experiments"])))
         if unknown := set(params[scale]) - set(params["experiments"]):
             allowed = ", ".join(params["experiments"])
             raise InputError(f"{scale}.{min(unknown)}: no such experiment; allowed: {allowed}")
@@ -49,14 +52,20 @@ def _check_structure(params: Mapping[str, Any]) -> None:
     for key in ("experiments", "runs"):
         if not isinstance(params[key], dict) or not params[key]:
             raise InputError(f"{key}: found {params[key]!r}; allowed is a mapping with entries")
+    _check_names(params)
+    for key in ("experiments", "runs"):
+        _check_names(params[key])
+    for name, entry in params["runs"].items():
+        _check_names(RunEntry.parse(entry, f"runs.{name}").variants)
     experiment_tree(params, next(iter(params["experiments"])))
-    names = [*params["experiments"], *params["runs"]]
-    names += [v for run in params["runs"].values() for v in dict(run).get("variants", {})]
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_.]+", str(name)):
-            raise InputError(f"{name!r}: names are made of letters, digits, _ and .")
     for name, entry in params["experiments"].items():
         _slice(_Experiment.parse(entry, f"experiments.{name}").slice, f"experiments.{name}.slice")
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    for name in values:
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+            raise InputError(f"{name!r}: names are made of letters, digits, _ and .")
 
 
 def _check_experiment(params: Mapping[str, Any], name: str) -> None:

@@ -392,15 +392,6 @@ def test_mean_and_error_by_hand() -> None:
     assert float(error) == pytest.approx(np.std(values.numpy(), ddof=1) / 2)
 
 
-def test_a_step_without_checkpoint_is_named() -> None:
-    made = make_model(settings())
-    parsed = metrics.MeasureSettings.parse(MEASURE | {"qk_steps": [0, 1, 3]}, "measure")
-    data = task.generate(settings(), torch.Generator().manual_seed(0))
-    states = [(step, made.state_dict()) for step in (0, 2)]
-    with pytest.raises(InputError, match=r"measure\.qk_steps: found 1; allowed are steps"):
-        metrics.measure(made, states, data, settings(), parsed)
-
-
 # Ablations
 
 
@@ -420,12 +411,6 @@ def test_pruning_planted_heads() -> None:
     with torch.no_grad():  # even attention: mu times the mean of y
         mean = 1.6 * data["z"][:96, :, -1].mean(1)
     assert uniform[0] == pytest.approx((mean - target).pow(2).mean().item())
-
-
-def test_too_many_sequences_are_refused() -> None:
-    parsed = ablations.AblateSettings.parse({"sequences": 97}, "ablate")
-    with pytest.raises(InputError, match=r"ablate\.sequences: found 97; allowed is at most"):
-        ablations.ablate(make_model(settings()), sequences(97), settings(), parsed)
 
 
 # The tables of two runs, as the stages label them, and the figures from them

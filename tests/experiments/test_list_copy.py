@@ -281,20 +281,6 @@ def test_uniform_pattern_by_hand(data: dict[str, Tensor], settings: task.DataSet
     assert not torch.allclose(acts["blocks.1.attn.hook_pattern"][0, 0], expected)
 
 
-def test_what_does_not_fit_the_data_is_refused(
-    data: dict[str, Tensor], settings: task.DataSettings
-) -> None:
-    made = make_model(settings)
-    for change, key in (({"sample": [4, 0]}, "ablate.sample"), ({"mean_lists": 61}, "mean_lists")):
-        values = {"sample": [2, 1], "mean_lists": 50} | change
-        wrong = ablations.AblateSettings.parse(values, "ablate")
-        with pytest.raises(InputError, match=key):
-            ablations.ablate(made, data, settings, wrong)
-    folds = {"sample": [2, 1], "probe": PROBE | {"folds": 5}}
-    with pytest.raises(InputError, match="folds: found 5"):
-        metrics.measure(made, [], data, settings, metrics.MeasureSettings.parse(folds, "measure"))
-
-
 # Metrics
 
 

@@ -429,14 +429,6 @@ def test_tables_of_samples_show_what_the_cache_holds() -> None:
         assert mlp == pytest.approx(cache["blocks.0.hook_mlp_out"][row, 4:].numpy())
 
 
-def test_more_samples_than_strings_are_refused() -> None:
-    settings, data = seen(n_train=79)
-    made = make_model(settings)
-    parsed = metrics.MeasureSettings.parse(MEASURE, "measure")
-    with pytest.raises(InputError, match=r"measure\.n_samples: found 3; allowed: at most .* 2$"):
-        metrics.measure(made, [(0, made.state_dict())], data, settings, parsed)
-
-
 # Ablations
 
 SCORES = ["loss", "accuracy", "accuracy_string"]
