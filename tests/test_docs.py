@@ -16,8 +16,9 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in files if not (page.parent / link).exists()] == []
 
 
-def test_tests_that_the_results_page_names_exist() -> None:
-    text = (ROOT / "docs/results.md").read_text()
+@pytest.mark.parametrize("page", ["results.md", "reliability.md"])
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
     named = re.findall(r"\]\(\.\./(tests/[^)]+)\): ((?:`\w+`(?:, )?)+)", text)
     assert len(named) > 10
     for path, tests in named:

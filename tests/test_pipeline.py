@@ -2,72 +2,20 @@
 
 import ast
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from project import PARAMS, ROOT, Project, python
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
-PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-# A grid's runs are alike, and each costs three stages: here the first stands for them all.
-for name in [name for name, run in PARAMS["runs"].items() if not run.get("publish", True)][1:]:
-    del PARAMS["runs"][name]
 SLICES = sorted(path.parent.name for path in SRC.glob("toycircuits/experiments/*/task.py"))
 SLICE_FILES = ("task", "model", "metrics", "ablations", "figures")
 STAGES = {stage: f"stages/{stage}.py" for stage in ("generate", "train", "measure", "ablate")}
 STAGES |= {"render": "stages/render.py", "publish": "stages/publish.py"}
 
-# Settings under which every stage of an experiment runs in about a second.
-TINY: dict[str, dict[str, dict[str, Any]]] = {
-    "modular_subtraction": {
-        "data": {"modulus": 7},
-        "model": {"d_model": 8, "d_head": 4, "d_mlp": 16},
-        "train": {"length": 4, "log_every": 2, "checkpoint_every": 2},
-        "measure": {"example": [1, 2]},
-    },
-    "list_copy_10": {
-        "data": {"n_lists": 512, "n_sampled": 20},
-        "train": {"length": 30, "checkpoint_every": 10},
-        "ablate": {"mean_lists": 100},
-    },
-    "list_copy_100": {
-        "data": {"n_symbols": 5},
-        "model": {"d_model": 8, "d_head": 8},
-        # The main run has a length of its own: here it stops as soon as one output is right.
-        "train": {
-            **{"batch_size": 8, "length": 4, "log_every": 2},
-            "stop": {"metric": "accuracy", "at_least": 0.01},
-        },
-        "measure": {"sample": [2, 1]},
-        "ablate": {"sample": [2, 1]},
-    },
-    "reverse_increment": {
-        "data": {"length": 3, "n_train": 56, "n_sampled": 20},
-        "train": {
-            **{"batch_size": 16, "length": 4, "log_every": 2, "checkpoint_every": 2},
-            "schedule": {"warmup": 1, "peak": 1.3},
-        },
-        "measure": {"n_samples": 2},
-        "ablate": {"control_draws": 2},
-    },
-    "linear_regression": {
-        "data": {"d": 2, "n_examples": 5, "n_validation": 20},
-        "model": {"draw_first": 16},
-        "train": {"batch_size": 16, "length": 60, "log_every": 30, "checkpoint_every": 10},
-        "measure": {
-            **{"qk_steps": [0, 10, 60], "sequences": 20},
-            "lengths": {"first": 1, "last": 6, "step": 5},
-        },
-        "ablate": {"sequences": 20},
-    },
-}
 # A slice may have an architecture of its own; dvc.yaml cannot say which slices have.
 OPTIONAL = {"src/toycircuits/transformer.py"}
 
@@ -155,92 +103,6 @@ def test_importing_the_package_imports_none_of_its_modules() -> None:
     assert python(ROOT, "-c", code, PYTHONPATH=str(SRC)).strip() == "[]"
 
 
-def python(folder: Path, *arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ
-        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-class Project:
-    """A copy of the project at tiny settings, in which real DVC runs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("src", "stages", "dvc.yaml", ".dvcignore"):
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, folder / name)
-        params = json.loads(json.dumps(PARAMS)) | {"scale": "quick"}
-        for experiment in params["experiments"]:
-            for section, values in TINY[experiment].items():
-                params["quick"][experiment][section] |= values
-        self.write_params(params)
-        self.audit = folder.parent / "audit"
-        self.audit.mkdir()
-        (self.audit / "sitecustomize.py").write_text(AUDIT)
-        python(folder, "-m", "dvc", "init", "--no-scm", "--quiet")
-
-    def read_params(self) -> Any:
-        return YAML(typ="safe").load((self.folder / "params.yaml").read_text())
-
-    def write_params(self, params: Any) -> None:
-        with (self.folder / "params.yaml").open("w") as file:
-            YAML().dump(params, file)
-
-    def repro(self, *arguments: str) -> set[str]:
-        """Run `dvc repro`; names of the stages that ran."""
-        output = python(
-            self.folder,
-            *("-m", "dvc", "repro", *arguments),
-            PYTHONPATH=str(self.audit),
-            PYTHONDONTWRITEBYTECODE="1",
-            TOYCIRCUITS_AUDIT=str(self.audit),
-        )
-        return set(re.findall(r"^Running stage '([^']+)'", output, re.MULTILINE))
-
-    def opened(self, stage: str) -> tuple[set[str], set[str]]:
-        """Files of the project that a stage read and wrote when it ran last."""
-        log = json.loads((self.audit / f"{stage.replace('/', '_')}.json").read_text())
-        return set(log["read"]), set(log["written"])
-
-
-# Loaded by every Python that starts in the copy: notes which files of it a stage opens.
-AUDIT = """
-import atexit, json, os, sys
-stage, folder = os.environ.get("DVC_STAGE"), os.environ.get("TOYCIRCUITS_AUDIT")
-if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
-    root, read, written = os.getcwd() + os.sep, set(), set()
-
-    def hook(event, arguments):
-        # os.open gives no mode: it is how folders are walked, with names relative to a folder.
-        if event == "open" and isinstance(arguments[0], str) and arguments[1] is not None:
-            path = os.path.abspath(arguments[0])
-            if path.startswith(root):
-                target = written if set("wax+") & set(arguments[1]) else read
-                target.add(path[len(root):])
-
-    def save():
-        name = os.path.join(folder, stage.replace("/", "_") + ".json")
-        log = {"read": sorted(read), "written": sorted(written), "modules": sorted(sys.modules)}
-        with open(name, "w") as file:
-            json.dump(log, file)
-
-    sys.addaudithook(hook)
-    atexit.register(save)
-"""
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The copy, after one run of everything."""
@@ -284,7 +146,8 @@ def test_stages_open_the_files_that_they_declare(project: Project) -> None:
     """At run time, too: no undeclared read or write, and no idle code dep."""
     lock = YAML(typ="safe").load((project.folder / "dvc.lock").read_text())["stages"]
     for name, stage in lock.items():
-        read, written = project.opened(name)
+        log = project.log(name)
+        read, written = set(log["read"]), set(log["written"])
         deps = {dep["path"] for dep in stage["deps"]}
         outs = {out["path"] for out in stage["outs"]}
         unknown = {
@@ -334,5 +197,4 @@ def test_a_changed_hyperparameter_reruns_only_what_depends_on_it(project: Projec
 @pytest.mark.slow
 def test_stages_import_the_code_of_their_own_tree(project: Project) -> None:
     """Not that of an installed package: DVC's temporary experiments run in another folder."""
-    read, _ = project.opened("render@modular_subtraction")
-    assert "src/toycircuits/plotting.py" in read
+    assert "src/toycircuits/plotting.py" in project.log("render@modular_subtraction")["read"]

@@ -38,6 +38,7 @@ def reproduce(
     """Run whatever is not up to date: data, training, measures, ablations, figures."""
     with config.exit_on_bad_input():
         import_transformer_lens()
+        from toycircuits.cache import not_stored
         from toycircuits.freshness import orphans
         from toycircuits.validation import validate
 
@@ -48,9 +49,14 @@ def reproduce(
             text = "tables of no run in params.yaml, which figures would go on showing; remove them"
             typer.echo(f"note: {folder}: {text}", err=True)
         command = [sys.executable, "-m", "dvc", "repro", *(targets or [])]
+        before = _lock()
         code = subprocess.run(command, check=False).returncode
         if code:
             raise typer.Exit(code)
+        if _lock() != before and (lost := not_stored(Path.cwd())):
+            text = "not stored in the cache (is its disk full?); `dvc commit` stores them"
+            typer.echo(f"error: {', '.join(lost)}: {text}", err=True)
+            raise typer.Exit(1)
         for name in params["experiments"]:
             typer.echo(f"{name}: reports/{name}/figures, summary and tables")
 
@@ -70,8 +76,37 @@ def fresh() -> None:
         typer.echo("dvc.lock, tables and figures belong to code and params")
 
 
+@app.command()
+def fsck(
+    remove: Annotated[bool, typer.Option(help="remove them, so that they are made anew")] = False,
+) -> None:
+    """Look for damaged objects in DVC's cache, which DVC itself takes as they are.
+
+    Exit code 1 if there are any.
+    """
+    with config.exit_on_bad_input():
+        from toycircuits.cache import cache_folder, damaged
+
+        go_to_project()
+        bad = list(damaged(cache_folder(Path.cwd())))
+        for path in bad:
+            typer.echo(f"damaged: {os.path.relpath(path)}", err=True)
+            if remove:
+                path.unlink()
+        if bad:
+            hint = "delete the results made of them, and reproduce" if remove else "see --remove"
+            typer.echo(f"{len(bad)} damaged; {hint}", err=True)
+            raise typer.Exit(1)
+        typer.echo("the cache is sound")
+
+
 def go_to_project() -> None:
     """Work in the project folder, with the commands of this Python's environment first on PATH."""
     os.chdir(layout.find_root())
     own = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])
+
+
+def _lock() -> bytes:
+    lock = Path("dvc.lock")
+    return lock.read_bytes() if lock.exists() else b""

@@ -1,0 +1,215 @@
+"""A copy of the project at tiny settings, in which real DVC runs."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+# A grid's runs are alike, and each costs three stages: here the first stands for them all.
+for name in [name for name, run in PARAMS["runs"].items() if not run.get("publish", True)][1:]:
+    del PARAMS["runs"][name]
+
+# Settings under which every stage of an experiment runs in about a second.
+TINY: dict[str, dict[str, dict[str, Any]]] = {
+    "modular_subtraction": {
+        "data": {"modulus": 7},
+        "model": {"d_model": 8, "d_head": 4, "d_mlp": 16},
+        "train": {"length": 4, "log_every": 2, "checkpoint_every": 2},
+        "measure": {"example": [1, 2]},
+    },
+    "list_copy_10": {
+        "data": {"n_lists": 512, "n_sampled": 20},
+        "train": {"length": 30, "checkpoint_every": 10},
+        "ablate": {"mean_lists": 100},
+    },
+    "list_copy_100": {
+        "data": {"n_symbols": 5},
+        "model": {"d_model": 8, "d_head": 8},
+        # The main run has a length of its own: here it stops as soon as one output is right.
+        "train": {
+            **{"batch_size": 8, "length": 4, "log_every": 2},
+            "stop": {"metric": "accuracy", "at_least": 0.01},
+        },
+        "measure": {"sample": [2, 1]},
+        "ablate": {"sample": [2, 1]},
+    },
+    "reverse_increment": {
+        "data": {"length": 3, "n_train": 56, "n_sampled": 20},
+        "train": {
+            **{"batch_size": 16, "length": 4, "log_every": 2, "checkpoint_every": 2},
+            "schedule": {"warmup": 1, "peak": 1.3},
+        },
+        "measure": {"n_samples": 2},
+        "ablate": {"control_draws": 2},
+    },
+    "linear_regression": {
+        "data": {"d": 2, "n_examples": 5, "n_validation": 20},
+        "model": {"draw_first": 16},
+        "train": {"batch_size": 16, "length": 60, "log_every": 30, "checkpoint_every": 10},
+        "measure": {
+            **{"qk_steps": [0, 10, 60], "sequences": 20},
+            "lengths": {"first": 1, "last": 6, "step": 5},
+        },
+        "ablate": {"sequences": 20},
+    },
+}
+
+# Loaded by every Python that starts in the copy: notes which files of it a stage opens, what it
+# unpickles and whom it calls; calls that leave this machine are refused.
+AUDIT = """
+import atexit, json, os, sys
+stage, folder = os.environ.get("DVC_STAGE"), os.environ.get("TOYCIRCUITS_AUDIT")
+local = ("127.", "localhost", "::1")
+
+def guard(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        if not str(arguments[1][0]).startswith(local):
+            raise OSError("no network here: %r" % (arguments[1],))
+    if event == "socket.getaddrinfo" and arguments[0] is not None:
+        if not str(arguments[0]).startswith(local):
+            raise OSError("no network here: %r" % (arguments[0],))
+
+if folder:
+    sys.addaudithook(guard)
+
+if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
+    root, read, written, unpickled = os.getcwd() + os.sep, set(), set(), set()
+
+    def hook(event, arguments):
+        # os.open gives no mode: it is how folders are walked, with names relative to a folder.
+        if event == "open" and isinstance(arguments[0], str) and arguments[1] is not None:
+            path = os.path.abspath(arguments[0])
+            if path.startswith(root):
+                target = written if set("wax+") & set(arguments[1]) else read
+                target.add(path[len(root):])
+        if event == "pickle.find_class":
+            unpickled.add(".".join(map(str, arguments)))
+
+    def save():
+        name = os.path.join(folder, stage.replace("/", "_") + ".json")
+        log = {"read": sorted(read), "written": sorted(written), "modules": sorted(sys.modules)}
+        with open(name, "w") as file:
+            json.dump(log | {"unpickled": sorted(unpickled)}, file)
+
+    sys.addaudithook(hook)
+    atexit.register(save)
+"""
+
+
+def environment_of(folder: Path, **changes: str) -> dict[str, str]:
+    """For commands that run in a copy: those of this Python first, and nothing left behind."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | changes
+
+
+def python(folder: Path, *arguments: str, **environment: str) -> str:
+    """Standard output of a Python that must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment_of(folder, **environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Project:
+    """A copy of the project at tiny settings, in which real DVC runs.
+
+    Args:
+        experiments: those to keep, all by default.
+        scm: whether the copy is a git repository (without commits).
+    """
+
+    def __init__(
+        self, folder: Path, experiments: Collection[str] | None = None, scm: bool = False
+    ) -> None:
+        self.folder = folder
+        for name in ("src", "stages", "dvc.yaml", ".dvcignore", ".gitignore"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder / name)
+        params = json.loads(json.dumps(PARAMS)) | {"scale": "quick"}
+        for experiment in params["experiments"]:
+            for section, values in TINY[experiment].items():
+                params["quick"][experiment][section] |= values
+        if experiments is not None:
+            for name, run in [*params["runs"].items()]:
+                if run["experiment"] not in experiments:
+                    del params["runs"][name]
+            for tree in (params["experiments"], params["quick"], params["paper"]):
+                for name in set(tree) - set(experiments):
+                    del tree[name]
+        self.write_params(params)
+        self.audit = folder.parent / f"{folder.name}-audit"
+        self.audit.mkdir()
+        (self.audit / "sitecustomize.py").write_text(AUDIT)
+        if scm:
+            subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+        python(folder, "-m", "dvc", "init", "--quiet", *([] if scm else ["--no-scm"]))
+        shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
+        if not scm:
+            python(folder, "-m", "dvc", "config", "core.no_scm", "true")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of whatever runs in the copy."""
+        audit = {"PYTHONPATH": str(self.audit), "TOYCIRCUITS_AUDIT": str(self.audit)}
+        return environment_of(self.folder, **audit)
+
+    def read_params(self) -> Any:
+        return YAML(typ="safe").load((self.folder / "params.yaml").read_text())
+
+    def write_params(self, params: Any) -> None:
+        with (self.folder / "params.yaml").open("w") as file:
+            YAML().dump(params, file)
+
+    def start(self, *command: str, **options: Any) -> "subprocess.Popen[str]":
+        """A command in the copy, in a process group of its own; `python` is this one."""
+        command = (sys.executable, *command[1:]) if command[0] == "python" else command
+        pipe = subprocess.PIPE
+        options = {"stdout": pipe, "stderr": pipe, "env": self.environment, **options}
+        return subprocess.Popen(
+            command, cwd=self.folder, text=True, start_new_session=True, **options
+        )
+
+    def run(self, *command: str, **options: Any) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a command in the copy."""
+        process = self.start(*command, **options)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    def repro(self, *arguments: str) -> set[str]:
+        """Run `dvc repro`; names of the stages that ran."""
+        code, out, err = self.run("python", "-m", "dvc", "repro", *arguments)
+        assert code == 0, out + err
+        return set(re.findall(r"^Running stage '([^']+)'", out, re.MULTILINE))
+
+    def log(self, stage: str) -> dict[str, list[str]]:
+        """What a stage did when it ran last: files read and written, modules, pickles."""
+        log: dict[str, list[str]] = json.loads((self.audit / f"{stage}.json").read_text())
+        return log
+
+    def results(self, *folders: str) -> dict[str, str]:
+        """Hash of every file under `folders`, by default of all results."""
+        return {
+            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for folder in folders or ("artifacts", "reports")
+            for path in sorted((self.folder / folder).rglob("*"))
+            if path.is_file() and path.name != ".gitignore"
+        }
