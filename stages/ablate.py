@@ -32,14 +32,14 @@ def main(run_name: str, device: Device = "auto") -> None:
         place = prepare(device)
         experiment = run.entry.experiment
         data_file = layout.data_file(experiment)
-        with config.at_key(run.key):
-            tables = []
-            for member in load_members(layout.trajectories(experiment, run_name), place):
+        tables = []
+        for member in load_members(layout.trajectories(experiment, run_name), place):
+            data = read_data(data_file, member.data_settings, place)
+            own = member.train_settings.select(data)
+            with config.at_key(run.key):
                 settings.check(member.data_settings, member.train_settings)
-                data = read_data(data_file, member.data_settings, place)
-                own = member.train_settings.select(data)
                 table = ablations.ablate(member.model, own, member.data_settings, settings)
-                tables.append(member.label(table))
+            tables.append(member.label(table))
         path = layout.tables(experiment) / run_name / "ablations.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.concat(tables).to_csv(path, index=False, float_format=layout.FLOAT_FORMAT)

@@ -191,7 +191,7 @@ class Project:
     def run(self, *command: str, **options: Any) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a command in the copy."""
         process = self.start(*command, **options)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=1500)
         return process.returncode, out, err
 
     def repro(self, *arguments: str) -> set[str]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,30 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.mark.slow
 def test_nothing_runs_twice(project: Project) -> None:
     assert project.repro() == set()
+
+
+@pytest.mark.slow
+def test_another_order_two_at_a_time_gives_the_same_bytes(project: Project, tmp_path: Path) -> None:
+    """All experiments: serially by `dvc repro`; and stage by stage, backwards, in parallel."""
+    parallel = Project(tmp_path / "parallel")
+    experiments = {name: entry["slice"] for name, entry in reversed(PARAMS["experiments"].items())}
+    runs = list(reversed(PARAMS["runs"]))
+    levels: list[list[tuple[str, ...]]] = [
+        [("generate", *pair) for pair in experiments.items()],
+        [("train", name) for name in runs],
+        [(stage, name) for name in runs for stage in ("ablate", "measure")],
+        [*(("render", *pair) for pair in experiments.items()), ("publish",)],
+    ]
+
+    def go(stage: tuple[str, ...]) -> tuple[int, str, str]:
+        return parallel.run("python", f"stages/{stage[0]}.py", *stage[1:])
+
+    with ThreadPoolExecutor(2) as pool:
+        for level in levels:
+            for code, _, err in pool.map(go, level):
+                assert code == 0, err
+    assert len(project.results()) > 200
+    assert parallel.results() == project.results()
 
 
 @pytest.mark.slow

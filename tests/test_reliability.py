@@ -10,14 +10,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from project import PARAMS, Project
+from project import Project
 from safetensors.torch import save_file
 
 from toycircuits.checkpoints import METADATA_KEY, read_tensors, write_tensors
@@ -157,31 +156,7 @@ def test_checkpoints_of_older_settings_do_not_stay(project: Project) -> None:
     assert len(project.results(TRAJECTORIES)) < before
 
 
-# --- the same bytes ---
-
-
-def test_another_order_two_at_a_time_gives_the_same_bytes(tmp_path: Path) -> None:
-    """All experiments: serially by `dvc repro`; and stage by stage, backwards, in parallel."""
-    serial, parallel = (Project(tmp_path / name) for name in ("serial", "parallel"))
-    serial.repro()
-    experiments = {name: entry["slice"] for name, entry in reversed(PARAMS["experiments"].items())}
-    runs = list(reversed(PARAMS["runs"]))
-    levels: list[list[tuple[str, ...]]] = [
-        [("generate", *pair) for pair in experiments.items()],
-        [("train", name) for name in runs],
-        [(stage, name) for name in runs for stage in ("ablate", "measure")],
-        [*(("render", *pair) for pair in experiments.items()), ("publish",)],
-    ]
-
-    def go(stage: tuple[str, ...]) -> tuple[int, str, str]:
-        return parallel.run("python", f"stages/{stage[0]}.py", *stage[1:])
-
-    with ThreadPoolExecutor(2) as pool:
-        for level in levels:
-            for code, _, err in pool.map(go, level):
-                assert code == 0, err
-    assert len(serial.results()) > 400
-    assert parallel.results() == serial.results()
+# --- whom it trusts ---
 
 
 def test_nothing_is_unpickled_and_nobody_is_called(finished: Project) -> None:
@@ -198,7 +173,7 @@ def test_no_code_of_ours_unpickles() -> None:
     code = [*root.glob("src/**/*.py"), *root.glob("stages/*.py")]
     assert len(code) > 30
     for path in code:
-        assert not re.search(r"torch\.load|pickle|joblib|allow_pickle", path.read_text()), path
+        assert not re.search(r"torch\.load|\bpickle\b|joblib|allow_pickle", path.read_text()), path
 
 
 # --- damaged files ---
@@ -253,7 +228,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     ("change", "message"),
     [
         (lambda meta: meta["model"].update(n_layers=3), "Missing key(s) in state_dict"),
-        (lambda meta: meta["model"].update(d_model=8, d_head=8), "size mismatch"),
+        (lambda meta: meta["model"].update(d_model=8, d_head=8), "W_V: this model freezes it"),
         (lambda meta: meta["model"].update(depth=3), "model.depth: unknown key"),
         (lambda meta: meta.pop("model"), "model: found null"),
         (lambda meta: meta.pop("data"), "data: found null"),
@@ -307,7 +282,7 @@ def small_files() -> None:
 
 
 def test_what_cannot_be_written_is_named_and_nothing_half_written_stays(project: Project) -> None:
-    before = project.results(DATA)
+    before = project.results("artifacts/data")
     code, _, err = project.run(
         *("python", "stages/generate.py", RUN, "list_copy"), preexec_fn=small_files
     )
@@ -332,6 +307,7 @@ def test_a_disk_that_is_full_while_training_loses_nothing(
     project: Project, tiny_disk: Path
 ) -> None:
     before = project.results(TRAJECTORIES)
+    shutil.rmtree(project.folder / ".resume")
     (project.folder / ".resume").symlink_to(tiny_disk)
     params = project.read_params()
     params["quick"][RUN]["train"]["checkpoint_every"] = 1
@@ -345,6 +321,7 @@ def test_a_disk_that_is_full_while_training_loses_nothing(
 
 
 def test_a_folder_that_cannot_be_written_is_named(project: Project) -> None:
+    shutil.rmtree(project.folder / ".resume")
     (project.folder / ".resume").touch()  # root may write everywhere, but not below a file
     code, _, err = project.run(*TRAIN)
     assert code == 1

@@ -422,6 +422,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
     assert last.calls == whole.calls - sum(deaths) + len(deaths)  # no step was done twice
     assert same(weights(resumed), weights(model))
     assert again == rows
+    assert [*again[0]] == [*rows[0]]  # the order of the columns, too
     assert files(tmp_path / "b") == files(tmp_path / "a")
 
 

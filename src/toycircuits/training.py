@@ -388,7 +388,8 @@ class _State:
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors["stream"] = before
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
-        progress = {"step": self.step, "position": position, "rows": self.rows, "done": self.done}
+        rows = [list(row.items()) for row in self.rows]  # pairs: a mapping would come back sorted
+        progress = {"step": self.step, "position": position, "rows": rows, "done": self.done}
         write_tensors(path, tensors, {"key": key, **progress})
 
     def restore(self, path: Path, key: str) -> bool:
@@ -408,7 +409,8 @@ class _State:
         self.model.load_state_dict(model_state)
         self.optimizer.restore(moments)
         self.stream.restore(tensors["stream"], meta["position"])
-        self.step, self.rows, self.done = meta["step"], meta["rows"], meta["done"]
+        self.step, self.done = meta["step"], meta["done"]
+        self.rows = [dict(row) for row in meta["rows"]]
         print(f"resuming at step {self.step}", file=sys.stderr)
         return True
 
