@@ -106,7 +106,7 @@ if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
 """
 
 
-def environment_of(folder: Path, **changes: str) -> dict[str, str]:
+def environment_of(**changes: str) -> dict[str, str]:
     """For commands that run in a copy: those of this Python first, and nothing left behind."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return os.environ | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | changes
@@ -117,7 +117,7 @@ def python(folder: Path, *arguments: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment_of(folder, **environment),
+        env=environment_of(**environment),
         capture_output=True,
         text=True,
         check=False,
@@ -170,7 +170,7 @@ class Project:
     def environment(self) -> dict[str, str]:
         """Of whatever runs in the copy."""
         audit = {"PYTHONPATH": str(self.audit), "TOYCIRCUITS_AUDIT": str(self.audit)}
-        return environment_of(self.folder, **audit)
+        return environment_of(**audit)
 
     def read_params(self) -> Any:
         return YAML(typ="safe").load((self.folder / "params.yaml").read_text())

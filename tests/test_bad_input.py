@@ -42,6 +42,8 @@ TABLE: list[tuple[str, Any, str]] = [
     (f"experiments/{COPY}/slice", "../config", '@: found "../config"; string should'),
     (f"experiments/{COPY}/slize", "x", "@: unknown key; allowed beside it: slice"),
     ("experiments/2", {"slice": "list_copy"}, "quick.2: missing key"),
+    ("runs/..", {"experiment": COPY, "slice": "list_copy"}, "'..': names are made of letters"),
+    (f"runs/{COPY}/model", {"a\nb": 1}, f"params.yaml: runs: {COPY}: model: found the key 'a"),
     ("experiments/a b", {"slice": "list_copy"}, "'a b': names are made of letters"),
     # Runs
     (f"runs/{COPY}/slice", "modular_arithmetic", "@: found 'modular_arithmetic'; allowed is"),
@@ -211,9 +213,12 @@ def test_malformed_settings_are_named_in_one_line(
         ("a: [1\n", "params.yaml: not valid YAML: "),
         ("a: 1\na: 2\n", "params.yaml: not valid YAML: "),
         ("a: 2001-02-30\n", "params.yaml: not valid YAML: "),
-        ("1: 2\n", "params.yaml: found the key 1; keys are text"),
+        ("1: 2\n", "params.yaml: found the key 1; keys are printable text"),
         ("runs: {a: {? [1, 2] : 3}}\n", "params.yaml: runs: a: found the key "),
-        ("quick: {b: [{2.5: 1}]}\n", "params.yaml: quick: b: found the key 2.5; keys are text"),
+        (
+            "quick: {b: [{2.5: 1}]}\n",
+            "params.yaml: quick: b: found the key 2.5; keys are printable text",
+        ),
         ("\x00", "params.yaml: not valid YAML: "),
     ],
 )

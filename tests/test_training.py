@@ -22,6 +22,7 @@ from toycircuits.training import (
     Schedule,
     TrainSettings,
     full_batch,
+    gradients_of,
     shuffled_batches,
     train,
 )
@@ -524,6 +525,18 @@ def test_a_diverged_training_stops_and_keeps_its_good_checkpoints(
     trajectory = Trajectory(tmp_path / "trajectory")
     assert trajectory.steps == kept
     assert all(weight.isfinite().all() for weight in trajectory.load()[0].values())
+
+
+def test_gradients_are_contiguous_and_share_no_memory() -> None:
+    """`torch.autograd.grad` gives one tensor for both terms of a sum, and transposed ones."""
+    a, b, c = (torch.ones(2, 3, requires_grad=True) for _ in range(3))
+    differentiate = gradients_of(lambda model, x: (a + b).sum() + (x["x"] @ c.T).sum(), [a, b, c])
+    _, (of_a, of_b, of_c) = differentiate(None, {"x": torch.randn(4, 3)})
+    assert of_a is not None
+    assert of_b is not None
+    assert of_c is not None
+    assert of_a.data_ptr() != of_b.data_ptr()
+    assert of_c.is_contiguous()
 
 
 def test_the_optimizer_moves_what_is_trainable_and_has_a_gradient() -> None:

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from toycircuits.config import InputError
+
 
 def cache_folder(root: Path) -> Path:
     """Where the cache of the project at `root` stands."""
@@ -32,5 +34,10 @@ def not_stored(root: Path) -> list[str]:
 
 
 def _dvc(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["dvc", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        raise InputError(f"dvc {' '.join(arguments)}: {reason}")
     return done.stdout

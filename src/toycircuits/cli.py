@@ -1,11 +1,13 @@
 """The `toycircuits` command."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 from toycircuits import config, layout
@@ -48,12 +50,10 @@ def reproduce(
         for folder in orphans(Path.cwd(), params):
             text = "tables of no run in params.yaml, which figures would go on showing; remove them"
             typer.echo(f"note: {folder}: {text}", err=True)
-        command = [sys.executable, "-m", "dvc", "repro", *(targets or [])]
-        before = _lock()
-        code = subprocess.run(command, check=False).returncode
+        code = _repro(targets or [])
         if code:
             raise typer.Exit(code)
-        if _lock() != before and (lost := not_stored(Path.cwd())):
+        if lost := not_stored(Path.cwd()):
             text = "not stored in the cache (is its disk full?); `dvc commit` stores them"
             typer.echo(f"error: {', '.join(lost)}: {text}", err=True)
             raise typer.Exit(1)
@@ -107,6 +107,25 @@ def go_to_project() -> None:
     os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])
 
 
-def _lock() -> bytes:
-    lock = Path("dvc.lock")
-    return lock.read_bytes() if lock.exists() else b""
+def _repro(targets: list[str]) -> int:
+    """Exit code of `dvc repro`, which is let end when it is interrupted.
+
+    A terminal's SIGINT reaches DVC and its stage by itself, and DVC waits for the stage, which
+    saves its state. SIGTERM is passed on to the stage alone; DVC would leave it running.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets])
+
+    def stop_stage(number: int, frame: object) -> None:
+        started = psutil.Process(process.pid).children(recursive=True)
+        for stage in [one for one in started if not one.children()]:
+            stage.terminate()
+
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, stop_stage),
+    }
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

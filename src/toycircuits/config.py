@@ -192,20 +192,20 @@ def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from None
     except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    _check_keys(values, str(path))
+    check_keys(values, str(path))
     return _mapping(values, str(path))
 
 
-def _check_keys(values: Any, key: str) -> None:
-    """Raise an `InputError` for a key that is no text: YAML has numbers, dates, even lists."""
+def check_keys(values: Any, key: str) -> None:
+    """Raise an `InputError` for a key that is no printable text: YAML has dates, even lists."""
     if isinstance(values, dict):
         for name, value in values.items():
-            if not isinstance(name, str):
-                raise InputError(f"{key}: found the key {name!r}; keys are text")
-            _check_keys(value, f"{key}: {name}")
+            if not isinstance(name, str) or not name.isprintable():
+                raise InputError(f"{key}: found the key {name!r}; keys are printable text")
+            check_keys(value, f"{key}: {name}")
     elif isinstance(values, list):
         for value in values:
-            _check_keys(value, key)
+            check_keys(value, key)
 
 
 def find_run(params: Mapping[str, Any], name: str) -> Run:

@@ -61,7 +61,7 @@ class TrainSettings(Settings):
     Attributes:
         batch_size: sequences a step, or None for the full batch.
         unit: what `length`, `log_every` and `checkpoint_every` count.
-        compile: make machine code of the loss and its gradient first (`torch.compile`): up to six
+        compile: make machine code of the loss and its gradient first (`torch.compile`): up to five
             times as fast, after some 20 seconds. It rounds otherwise, so that it is a setting.
         weight_seeds: seeds of the initial weights, one model each.
         batch_seeds: seeds of the order or draw of batches, one a model. None: the generator of the
@@ -225,13 +225,15 @@ def gradients_of(
 ) -> Differentiate:
     """From model and batch to the loss, and its gradient for each parameter; None where unused.
 
-    Gradients are contiguous: fused optimizers take them to lie in memory as the parameters do.
+    Each gradient is a tensor of its own, and contiguous: fused optimizers take gradients to lie in
+    memory as the parameters do, and clipping would clip a shared one twice.
     """
 
     def differentiate(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         value = loss(model, batch)
         found = torch.autograd.grad(value, parameters, allow_unused=True)
-        return value.detach(), tuple(None if g is None else g.contiguous() for g in found)
+        own = [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in found]
+        return value.detach(), tuple(own)
 
     return differentiate
 
@@ -393,7 +395,7 @@ class _State:
         write_tensors(path, tensors, {"key": key, **progress})
 
     def restore(self, path: Path, key: str) -> bool:
-        """Take up the state saved at `path` if it was saved under the same key, and fits."""
+        """Take up the state saved at `path` if it was saved under the same key."""
         if not path.exists():
             return False
         try:
@@ -426,11 +428,11 @@ def only_process(folder: Path) -> Iterator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder.with_suffix(".lock"), timeout=0):
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
             yield
     except Timeout:
         raise InputError(
-            f"{folder}: another process trains this run; let it end, or stop it"
+            f"{folder}: another process trains this run; stop it first, its state is kept"
         ) from None
 
 

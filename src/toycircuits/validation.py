@@ -15,6 +15,7 @@ from toycircuits.config import (
     RunEntry,
     Settings,
     at_key,
+    check_keys,
     experiment_tree,
     find_run,
     read_section,
@@ -32,6 +33,7 @@ def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None
     Every section of every experiment and run is checked at each of the `chosen` scales (all, if
     None), and every model is built without memory (on torch's meta device).
     """
+    check_keys(params, "params.yaml")
     _check_structure(params)
     for scale in chosen or scales(params):
         at_scale = {**params, "scale": scale}
@@ -64,8 +66,10 @@ def _check_structure(params: Mapping[str, Any]) -> None:
 
 def _check_names(values: Mapping[str, Any]) -> None:
     for name in values:
-        if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
-            raise InputError(f"{name!r}: names are made of letters, digits, _ and .")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", name):
+            raise InputError(
+                f"{name!r}: names are made of letters, digits, _ and ., which is not the first"
+            )
 
 
 def _check_experiment(params: Mapping[str, Any], name: str) -> None:
@@ -105,15 +109,17 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
         settings = run.section("model", architecture.ModelSettings, variant)
         with at_key(run.key), torch.device("meta"):
             model = architecture.build(settings, data, torch.Generator(device="cpu"))
-            _check_memory(sum(weight.numel() for weight in model.parameters()), data.shapes)
+            trained = [weight for weight in model.parameters() if weight.requires_grad]
+            _check_memory(sum(weight.numel() for weight in trained), data.shapes)
 
 
 def _check_memory(n_weights: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise an `InputError` if weights, their gradients, Adam's averages and data cannot fit.
 
-    What a step computes on the way comes on top of it; that it fits is not checked.
+    Numbers are counted as 4 bytes, those of the data too, some of which take 8. What a step
+    computes on the way comes on top of it; that it fits is not checked.
     """
-    weights, data = 4 * 4 * n_weights, 8 * sum(math.prod(shape) for shape in shapes.values())
+    weights, data = 4 * 4 * n_weights, 4 * sum(math.prod(shape) for shape in shapes.values())
     if weights + data > (memory := psutil.virtual_memory().total):
         key, gib = "model" if weights > data else "data", 2**30
         raise InputError(
