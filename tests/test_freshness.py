@@ -1,13 +1,12 @@
 """What does not belong together is named; a project in which all does is fresh."""
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from project import environment_of
 
 from toycircuits.freshness import orphans, stale
 
@@ -35,12 +34,9 @@ folder.mkdir(parents=True, exist_ok=True)
 
 
 def run(folder: Path, *command: str) -> None:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
     command = ("git", *identity, *command[1:]) if command[0] == "git" else command
-    subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, check=True, capture_output=True
-    )
+    subprocess.run(command, cwd=folder, env=environment_of(), check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,13 @@
 """A new experiment takes one folder and a params section; dvc.yaml stays as it is."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from project import ROOT, python
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = {
     "data": {"n_tokens": 7, "seed": 0},
     "model": {"d_model": 8},
@@ -30,19 +27,6 @@ SECTIONS = {
 }
 
 
-def run(folder: Path, *arguments: str) -> None:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_a_new_slice_runs_end_to_end(tmp_path: Path) -> None:
     for name in ("src", "stages"):
@@ -60,8 +44,9 @@ def test_a_new_slice_runs_end_to_end(tmp_path: Path) -> None:
     }
     with (tmp_path / "params.yaml").open("w") as file:
         YAML().dump(params, file)
-    run(tmp_path, "-m", "dvc", "init", "--no-scm", "--quiet")
-    run(tmp_path, "-c", "from toycircuits.cli import app; app()", "reproduce")
+    python(tmp_path, "-m", "dvc", "init", "--no-scm", "--quiet")
+    own_code = {"PYTHONPATH": str(tmp_path / "src")}
+    python(tmp_path, "-c", "from toycircuits.cli import app; app()", "reproduce", **own_code)
     tables = tmp_path / "reports/new/tables/new_run"
     last = (tables / "training.csv").read_text().splitlines()[-1]
     assert last.endswith(",1")  # it has learned to say every token again
