@@ -1,5 +1,6 @@
 """Ablate the components of every final model of one run."""
 
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -32,9 +33,10 @@ def main(run_name: str, device: Device = "auto") -> None:
         place = prepare(device)
         experiment = run.entry.experiment
         data_file = layout.data_file(experiment)
+        read = functools.lru_cache(1)(read_data)  # the models of a run have the same data settings
         tables = []
         for member in load_members(layout.trajectories(experiment, run_name), place):
-            data = read_data(data_file, member.data_settings, place)
+            data = read(data_file, member.data_settings, place)
             own = member.train_settings.select(data)
             with config.at_key(run.key):
                 settings.check(member.data_settings, member.train_settings)

@@ -1,5 +1,6 @@
 """Measure every model of one run over its whole trajectory."""
 
+import functools
 import importlib
 import json
 import sys
@@ -34,10 +35,11 @@ def main(run_name: str, device: Device = "auto") -> None:
         place = prepare(device)
         experiment = run.entry.experiment
         data_file = layout.data_file(experiment)
+        read = functools.lru_cache(1)(read_data)  # the models of a run have the same data settings
         parts = defaultdict(list)
         values = {}
         for member in load_members(layout.trajectories(experiment, run_name), place):
-            data = read_data(data_file, member.data_settings, place)
+            data = read(data_file, member.data_settings, place)
             own = member.train_settings.select(data)
             with config.at_key(run.key):
                 settings.check(member.data_settings, member.train_settings)

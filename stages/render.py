@@ -49,7 +49,8 @@ def main(experiment: str, slice_name: str) -> None:
         summary.mkdir(parents=True, exist_ok=True)
         for name, table in compared.items():
             table.to_csv(summary / f"{name}.csv", index=False, float_format=layout.FLOAT_FORMAT)
-        write_figures(drawn, layout.figure_json(experiment), layout.figure_png(experiment))
+        kept = layout.RESUME / "pictures" / experiment
+        write_figures(drawn, layout.figure_json(experiment), layout.figure_png(experiment), kept)
 
 
 @contextmanager

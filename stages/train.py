@@ -59,7 +59,8 @@ def train_run(run: config.Run, device: str) -> None:
     data = settings.select(read_data(data_path, data_settings, place))
     rows, trajectories = [], {}
     with only_process(layout.RESUME / run.name):
-        for variant, (weight_seed, batch_seed) in itertools.product(models, settings.members):
+        members = list(itertools.product(models, settings.members))
+        for number, (variant, (weight_seed, batch_seed)) in enumerate(members, start=1):
             member = {"variant": variant, "weight_seed": weight_seed, "batch_seed": batch_seed}
             metadata = {
                 **{"run": run.name, "experiment": experiment, "slice": run.entry.slice, **member},
@@ -78,7 +79,7 @@ def train_run(run: config.Run, device: str) -> None:
             )
             name = layout.member_name(**member)
             folder = layout.RESUME / run.name / f"{name}-{key[:16]}"
-            label = f"{run.name} {name}"
+            label = f"{run.name} {name} ({number} of {len(members)})"
             try:
                 log = train(model, objective, settings, folder, key, metadata, label)
             except DivergedError as error:

@@ -8,9 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import kaleido
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io as pio
 import pytest
 
 from toycircuits.plotting import HEIGHT, SCALE, WIDTH, write_figures
@@ -30,8 +30,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return tmp_path / "some" / "json", tmp_path / "other" / "png"
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    return tmp_path / "some" / "json", tmp_path / "other" / "png", tmp_path / "kept"
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def no_chrome(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("\nKaleido requires Google Chrome\nto be installed, and much advice")
 
-    monkeypatch.setattr(pio, "write_images", fail)
+    monkeypatch.setattr(kaleido, "write_fig_from_object_sync", fail)
 
 
 @pytest.mark.usefixtures("no_chrome")
 def test_without_chrome_the_numbers_are_safe(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_figures(some_figures(), *folders)
     written = content(folders[0])
@@ -59,7 +59,7 @@ def test_without_chrome_the_numbers_are_safe(
 
 @pytest.mark.usefixtures("no_chrome")
 def test_the_same_figures_are_the_same_bytes_and_keep_their_numbers(
-    folders: tuple[Path, Path],
+    folders: tuple[Path, Path, Path],
 ) -> None:
     write_figures(some_figures(), *folders)
     first = content(folders[0])
@@ -71,7 +71,7 @@ def test_the_same_figures_are_the_same_bytes_and_keep_their_numbers(
 
 
 @pytest.mark.usefixtures("no_chrome")
-def test_nothing_of_an_earlier_drawing_is_left(folders: tuple[Path, Path]) -> None:
+def test_nothing_of_an_earlier_drawing_is_left(folders: tuple[Path, Path, Path]) -> None:
     write_figures(some_figures(), *folders)
     (folders[1] / "old.png").touch()
     write_figures({"new": go.Figure()}, *folders)
@@ -80,7 +80,7 @@ def test_nothing_of_an_earlier_drawing_is_left(folders: tuple[Path, Path]) -> No
 
 
 @pytest.mark.usefixtures("no_chrome")
-def test_the_figures_handed_in_are_not_changed(folders: tuple[Path, Path]) -> None:
+def test_the_figures_handed_in_are_not_changed(folders: tuple[Path, Path, Path]) -> None:
     figures = some_figures()
     write_figures(figures, *folders)
     assert figures["line"].layout.width is None
@@ -89,7 +89,7 @@ def test_the_figures_handed_in_are_not_changed(folders: tuple[Path, Path]) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_CHROME, reason="Chrome draws the pictures, and there is none here")
 def test_pictures_are_drawn_at_their_size_and_the_same_twice(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_figures(some_figures(), *folders)
     first = content(folders[1])
@@ -99,5 +99,73 @@ def test_pictures_are_drawn_at_their_size_and_the_same_twice(
         assert picture.startswith(b"\x89PNG\r\n")
         width, height = struct.unpack(">II", picture[16:24])
         assert (width, height) == (SCALE * size[0], SCALE * size[1])
+    shutil.rmtree(folders[2])
     write_figures(some_figures(), *folders)
     assert content(folders[1]) == first
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the pictures that Kaleido was asked for; a stub draws each figure's own title."""
+    asked: list[str] = []
+
+    def draw(specs: list[dict[str, Any]], **kwargs: Any) -> None:
+        for spec in specs:
+            asked.append(spec["path"].stem)
+            spec["path"].write_text(str(spec["fig"].layout.title.text))
+
+    monkeypatch.setattr(kaleido, "write_fig_from_object_sync", draw)
+    return asked
+
+
+def test_only_figures_that_changed_are_drawn(
+    folders: tuple[Path, Path, Path], jobs: list[str]
+) -> None:
+    figures = some_figures()
+    write_figures(figures, *folders)
+    assert sorted(jobs) == ["line", "small"]
+    jobs.clear()
+    first = content(folders[1])
+    write_figures(figures, *folders)
+    assert jobs == []
+    assert content(folders[1]) == first
+    figures["line"].update_layout(title_text="new")
+    write_figures(figures, *folders)
+    assert jobs == ["line"]
+    assert content(folders[1]) == first | {"line.png": b"new"}
+    assert len(content(folders[2])) == 2, "what the line looked like before is kept for ever"
+
+
+def test_another_browser_draws_all_anew(
+    folders: tuple[Path, Path, Path],
+    jobs: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text("one")
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
+    write_figures(some_figures(), *folders)
+    browser.write_text("another")
+    write_figures(some_figures(), *folders)
+    assert sorted(jobs) == ["line", "line", "small", "small"]
+
+
+def test_what_was_not_drawn_is_not_taken_for_a_picture(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, jobs: list[str]
+) -> None:
+    works = kaleido.write_fig_from_object_sync
+
+    def die(specs: list[dict[str, Any]], **kwargs: Any) -> None:
+        works(specs[:1])
+        specs[1]["path"].touch()
+        raise RuntimeError("the browser is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kaleido, "write_fig_from_object_sync", die)
+        write_figures(some_figures(), *folders)
+    assert set(content(folders[1])) == {"line.png", "NOT_DRAWN.txt"}
+    jobs.clear()
+    write_figures(some_figures(), *folders)
+    assert set(content(folders[1])) == {"line.png", "small.png"}
+    assert "small" in jobs

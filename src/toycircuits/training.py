@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import shutil
 import signal
 import sys
@@ -480,7 +481,8 @@ def train(
         initial=state.step,
         desc=label,
         unit="step",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
+        # Whoever reads a log while it grows may ask for more lines, by tqdm's own variable.
+        mininterval=float(os.environ.get("TQDM_MININTERVAL", 0.5 if sys.stderr.isatty() else 30)),
     )
     saved = time.monotonic()
     with bar, _signals() as signals:
