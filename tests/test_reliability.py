@@ -122,7 +122,7 @@ def test_a_signal_leaves_a_state_to_go_on_from(project: Project, number: int) ->
     _, err = stage.communicate(timeout=60)
     assert stage.returncode == 128 + number
     stopped = re.search(
-        rf"^{RUN} \S+: stopped at step (\d+); its state is saved", err, re.MULTILINE
+        rf"^{RUN} seed\S+ .*: stopped at step (\d+); its state is saved", err, re.MULTILINE
     )
     assert stopped, err
     code, _, err = project.run(*TRAIN)
