@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: reproduce test lint fresh setup chrome clean
 
 reproduce: setup
-	toycircuits reproduce
+	toycircuits repro
 
 test: setup lint
 	pytest -n 2 --dist loadfile

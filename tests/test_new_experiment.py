@@ -46,7 +46,7 @@ def test_a_new_slice_runs_end_to_end(tmp_path: Path) -> None:
         YAML().dump(params, file)
     python(tmp_path, "-m", "dvc", "init", "--no-scm", "--quiet")
     own_code = {"PYTHONPATH": str(tmp_path / "src")}
-    python(tmp_path, "-c", "from toycircuits.cli import app; app()", "reproduce", **own_code)
+    python(tmp_path, "-c", "from toycircuits.cli import app; app()", "repro", **own_code)
     tables = tmp_path / "reports/new/tables/new_run"
     last = (tables / "training.csv").read_text().splitlines()[-1]
     assert last.endswith(",1")  # it has learned to say every token again

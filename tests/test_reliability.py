@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from project import Project
@@ -139,7 +140,7 @@ def test_an_interrupted_reproduction_ends_in_order(project: Project, number: int
     params = project.read_params()
     params["quick"][RUN]["train"] |= {"length": 100_000, "checkpoint_every": 100_000}
     project.write_params(params)
-    command = project.start("toycircuits", "reproduce", f"train@{RUN}")
+    command = project.start("toycircuits", "repro", f"train@{RUN}")
     resume = project.folder / f".resume/{RUN}"
     while not list(resume.glob("*/trajectory/*")):
         assert command.poll() is None
@@ -149,9 +150,40 @@ def test_an_interrupted_reproduction_ends_in_order(project: Project, number: int
     else:
         command.send_signal(number)
     _, err = command.communicate(timeout=60)
-    assert command.returncode not in (0, -number)  # it waited for DVC, and DVC for the stage
-    assert "its state is saved, and the same command goes on from there" in err
+    assert command.returncode == 128 + number
+    assert f"stopped: train@{RUN}" in err
+    assert "The same command goes on from here." in err
+    assert "its state is saved" in (project.folder / f"logs/train@{RUN}.log").read_text()
     assert list(resume.glob("*/resume.safetensors"))
+
+
+def test_a_killed_training_is_taken_up_by_the_same_reproduction(tmp_path: Path) -> None:
+    """Its process alone is killed; the reproduction starts it once more, and it resumes."""
+    whole, killed = (Project(tmp_path / name, [RUN]) for name in ("whole", "killed"))
+    for each in (whole, killed):
+        slow_down(each)
+    whole.repro(f"train@{RUN}")
+    command = killed.start("toycircuits", "repro", f"train@{RUN}")
+    resume = killed.folder / f".resume/{RUN}"
+    while not list(resume.glob("*/resume.safetensors")):
+        assert command.poll() is None
+        time.sleep(0.01)
+    (victim,) = [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(killed.folder) and f"train.py {RUN}" in cmdline(process)
+    ]
+    victim.kill()
+    _, err = command.communicate(timeout=300)
+    assert command.returncode == 0, err
+    assert f"retried train@{RUN}" in err
+    assert "resuming at step" in (killed.folder / f"logs/train@{RUN}.log").read_text()
+    assert killed.results() == whole.results()
+    assert (killed.folder / "dvc.lock").read_text() == (whole.folder / "dvc.lock").read_text()
+
+
+def cmdline(process: psutil.Process) -> str:
+    return " ".join(process.info["cmdline"] or ())
 
 
 def test_one_process_at_a_time_trains_a_run(project: Project) -> None:
@@ -393,7 +425,7 @@ def test_a_loss_that_is_no_number_stops_the_training(project: Project) -> None:
     assert code == 1
     kept = r"its checkpoints up to there are in (\S+)"
     found = re.search(
-        rf"error: {RUN} seed0: the loss is nan at step (\d+), and was .*; {kept}", err
+        rf"error: {RUN} seed0 .*: the loss is nan at step (\d+), and was .*; {kept}", err
     )
     assert found, err
     checkpoints = sorted((project.folder / found[2]).glob("*.safetensors"))
@@ -437,10 +469,10 @@ def test_a_full_cache_is_an_error(project: Project, tiny_disk: Path) -> None:
     params = project.read_params()
     params["quick"][RUN]["train"] |= {"lr": 0.001, "checkpoint_every": 1}
     project.write_params(params)
-    code, _, err = project.run("toycircuits", "reproduce", f"train@{RUN}")
+    code, _, err = project.run("toycircuits", "repro", f"train@{RUN}")
     assert code == 1
     assert "not stored in the cache (is its disk full?)" in err
-    assert project.run("toycircuits", "reproduce", f"train@{RUN}")[0] != 0  # and it stays one
+    assert project.run("toycircuits", "repro", f"train@{RUN}")[0] != 0  # and it stays one
 
 
 def test_two_reproductions_at_once_do_not_corrupt_each_other(
@@ -457,7 +489,7 @@ def test_two_reproductions_at_once_do_not_corrupt_each_other(
 
 def test_git_without_commits_and_without_a_branch(finished: Project, tmp_path: Path) -> None:
     new = Project(tmp_path / "new", [RUN], scm=True)
-    assert new.run("toycircuits", "reproduce")[0] == 0
+    assert new.run("toycircuits", "repro")[0] == 0
     assert new.results() == finished.results()
     git = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
     assert new.run(*git, "add", ".")[0] == 0
@@ -468,5 +500,5 @@ def test_git_without_commits_and_without_a_branch(finished: Project, tmp_path: P
     params = new.read_params()
     params["quick"][RUN]["ablate"]["sample"] = [3, 8]
     new.write_params(params)
-    assert new.run("toycircuits", "reproduce")[0] == 0
+    assert new.run("toycircuits", "repro")[0] == 0
     assert new.results() != finished.results()

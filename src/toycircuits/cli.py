@@ -1,13 +1,10 @@
 """The `toycircuits` command."""
 
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 
 from toycircuits import config, layout
@@ -34,31 +31,43 @@ def check() -> None:
 
 
 @app.command()
-def reproduce(
+def repro(
     targets: Annotated[list[str] | None, typer.Argument(help="stages; all by default")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", min=1, help="commands at a time; one a core by default"),
+    ] = None,
+    dry: Annotated[bool, typer.Option(help="only say what would run")] = False,
+    force: Annotated[
+        bool, typer.Option("-f", "--force", help="run what is up to date, too")
+    ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("-k", "--keep-going", help="after a failure, run what can be run")
+    ] = False,
+    single_item: Annotated[
+        bool, typer.Option("-s", "--single-item", help="TARGETS alone, not what they need")
+    ] = False,
+    downstream: Annotated[bool, typer.Option(help="TARGETS and all that needs them")] = False,
+    engine: Annotated[
+        str, typer.Option(help="who runs the commands: local, dask, slurm, pbs, sge, lsf, ...")
+    ] = "local",
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a running dask scheduler, for --engine dask")
+    ] = None,
+    per_device: Annotated[int, typer.Option(min=1, help="commands at a time on each GPU")] = 1,
 ) -> None:
-    """Run whatever is not up to date: data, training, measures, ablations, figures."""
+    """Run whatever is not up to date, as `dvc repro` does, but several commands at a time.
+
+    What each command prints is in logs/. Ctrl-C stops them; trainings save their state first, and
+    the same command goes on from there. Exit code 1: a stage failed; 2: bad input.
+    """
     with config.exit_on_bad_input():
-        import_transformer_lens()
-        from toycircuits.cache import not_stored
-        from toycircuits.freshness import orphans
-        from toycircuits.validation import validate
+        from toycircuits.executor.command import Options, reproduce
 
         go_to_project()
-        params = config.read_params()
-        validate(params, [params.get("scale", "")])
-        for folder in orphans(Path.cwd(), params):
-            text = "tables of no run in params.yaml, which figures would go on showing; remove them"
-            typer.echo(f"note: {folder}: {text}", err=True)
-        code = _repro(targets or [])
-        if code:
-            raise typer.Exit(code)
-        if lost := not_stored(Path.cwd()):
-            text = "not stored in the cache (is its disk full?); `dvc commit` stores them"
-            typer.echo(f"error: {', '.join(lost)}: {text}", err=True)
-            raise typer.Exit(1)
-        for name in params["experiments"]:
-            typer.echo(f"{name}: reports/{name}/figures, summary and tables")
+        options = Options(jobs, dry, force, keep_going, single_item, downstream, per_device)
+        code = reproduce(targets or [], options, engine, scheduler)
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -105,27 +114,3 @@ def go_to_project() -> None:
     os.chdir(layout.find_root())
     own = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])
-
-
-def _repro(targets: list[str]) -> int:
-    """Exit code of `dvc repro`, which is let end when it is interrupted.
-
-    A terminal's SIGINT reaches DVC and its stage by itself, and DVC waits for the stage, which
-    saves its state. SIGTERM is passed on to the stage alone; DVC would leave it running.
-    """
-    process = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets])
-
-    def stop_stage(number: int, frame: object) -> None:
-        started = psutil.Process(process.pid).children(recursive=True)
-        for stage in [one for one in started if not one.children()]:
-            stage.terminate()
-
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, stop_stage),
-    }
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,135 @@
+"""`toycircuits repro`: from its options to a schedule, and from the outcome to an exit code."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from toycircuits.config import InputError, read_params
+from toycircuits.executor.bookkeeping import Bookkeeping, Error, commands, params_parsed_once
+from toycircuits.executor.display import Display
+from toycircuits.executor.engines import NAMES, open_engine
+from toycircuits.executor.schedule import Outcome, Schedule, State
+from toycircuits.freshness import orphans
+
+LOGS = Path("logs")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `dvc repro`, and how many commands may run at a time."""
+
+    jobs: int | None = None
+    dry: bool = False
+    force: bool = False
+    keep_going: bool = False
+    single_item: bool = False
+    downstream: bool = False
+    per_device: int = 1
+
+
+def reproduce(
+    targets: Sequence[str], options: Options, engine: str = "local", scheduler: str | None = None
+) -> int:
+    """Reproduce `targets` of the project in the working folder; the exit code.
+
+    Raises:
+        InputError: a setting, a target, or the engine.
+    """
+    if engine not in NAMES:
+        raise InputError(f"--engine: found {engine!r}; allowed: {', '.join(NAMES)}")
+    console = Console(highlight=False, stderr=True)
+    params = read_params()
+    try:
+        with params_parsed_once(), ExitStack() as stack:
+            book = Bookkeeping(".")
+            if options.dry:
+                return _dry(book, targets, options)
+            plan = book.plan(targets, **_selection(options))
+            opened = stack.enter_context(open_engine(engine, options.jobs, scheduler))
+            display = stack.enter_context(Display(console, len(plan), LOGS))
+            schedule = Schedule(
+                book,
+                plan,
+                opened,
+                display,
+                LOGS,
+                force=options.force,
+                keep_going=options.keep_going,
+                before_first=lambda: _check(params),
+                devices=_devices(options.per_device) if engine == "local" else None,
+            )
+            outcome = schedule.run()
+    except Error as error:
+        raise InputError(" ".join(str(error).split())) from None
+    return _report(console, outcome, display)
+
+
+def _selection(options: Options) -> dict[str, bool]:
+    return {"single_item": options.single_item, "downstream": options.downstream}
+
+
+def _dry(book: Bookkeeping, targets: Sequence[str], options: Options) -> int:
+    """Print what DVC says that it would run."""
+    for stage in book.would_run(targets, **_selection(options), force=options.force):
+        print(f"Running stage '{stage.addressing}':")
+        print(*(f"> {command}" for command in commands(stage)), sep="\n")
+    return 0
+
+
+def _check(params: dict[str, object]) -> None:
+    """Validate the chosen scale before anything of it runs, and tell of tables without a run."""
+    from toycircuits.lean import import_transformer_lens
+
+    import_transformer_lens()
+    from toycircuits.validation import validate
+
+    validate(params, [str(params.get("scale", ""))])
+    for folder in orphans(Path.cwd(), params):
+        text = "tables of no run in params.yaml, which figures would go on showing; remove them"
+        print(f"note: {folder}: {text}", file=sys.stderr)
+
+
+def _devices(per_device: int) -> list[str] | None:
+    """Names of GPUs, each as often as it may be used at a time; None if there are none to share.
+
+    An empty name stands for a device that the commands know by themselves.
+    """
+    asked = os.environ.get("TOYCIRCUITS_DEVICE", "auto")
+    if asked.startswith("cuda:"):
+        return [""] * per_device
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked == "cpu" or visible == "":
+        return None
+    if visible is not None:
+        return visible.split(",") * per_device
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return [str(number) for number in range(count)] * per_device or None
+
+
+def _report(console: Console, outcome: Outcome, display: Display) -> int:
+    """Say how it ended; the exit code."""
+    if not set(outcome.states.values()) - {"unchanged"}:
+        console.print("Data and pipelines are up to date.")
+        return 0
+    console.print(display.summary())
+    headings: dict[State, str] = {"failed": "failed", "stopped": "stopped", "skipped": "not run"}
+    for state, text in headings.items():
+        if names := outcome.named(state):
+            console.print(f"{text}: {', '.join(names)}", soft_wrap=True)
+    if outcome.not_stored:
+        text = "not stored in the cache (is its disk full?); `dvc commit` stores them"
+        console.print(f"error: {', '.join(outcome.not_stored)}: {text}", soft_wrap=True)
+    if outcome.signal:
+        console.print("The same command goes on from here.")
+        return 128 + outcome.signal
+    return int(bool(outcome.named("failed") or outcome.not_stored))

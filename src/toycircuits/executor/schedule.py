@@ -1,0 +1,272 @@
+"""Reproduce a graph of stages, as many commands at a time as there are places for them."""
+
+import heapq
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from toycircuits.executor.bookkeeping import Bookkeeping, Stage, commands
+from toycircuits.executor.engines import Engine
+from toycircuits.executor.worker import Job
+
+LOOK_EVERY = 0.25  # seconds between looks at progress and signals
+WRITE_EVERY = 5.0  # seconds between writes of dvc.lock
+
+State = Literal["unchanged", "cached", "running", "retried", "done", "failed", "stopped", "skipped"]
+
+
+def log_file(folder: Path, stage: str) -> Path:
+    """The file of `folder` that takes what the commands of `stage` print."""
+    return folder / f"{stage.replace('/', '_')}.log"
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Whom the schedule tells what happens."""
+
+    def on_change(self, stage: str, state: State, note: str = "") -> None:
+        """`stage` is now in `state`."""
+
+    def refresh(self) -> None:
+        """A moment has passed."""
+
+
+@dataclass
+class Outcome:
+    """What became of the stages, by name.
+
+    Attributes:
+        signal: which one ended the reproduction early, if any did.
+    """
+
+    states: dict[str, State] = field(default_factory=dict)
+    not_stored: list[str] = field(default_factory=list)
+    signal: int | None = None
+
+    def named(self, state: State) -> list[str]:
+        """Stages that ended in `state`."""
+        return [name for name, found in self.states.items() if found == state]
+
+
+class Schedule:
+    """One reproduction.
+
+    Args:
+        plan: stages in DVC's order, and which of them each waits for.
+        logs: folder that takes what each command prints.
+        before_first: called once, before the first stage that is not up to date is touched.
+        devices: GPUs that stages are given, one each, which limits how many run at a time; None
+            leaves that to the commands.
+    """
+
+    def __init__(
+        self,
+        book: Bookkeeping,
+        plan: Mapping[Stage, set[Stage]],
+        engine: Engine,
+        observer: Observer,
+        logs: Path,
+        force: bool = False,
+        keep_going: bool = False,
+        before_first: Callable[[], None] = lambda: None,
+        devices: list[str] | None = None,
+    ) -> None:
+        self._book, self._plan, self._engine, self._observer = book, plan, engine, observer
+        self._logs, self._force, self._keep_going = logs, force, keep_going
+        self._before_first: Callable[[], None] | None = before_first
+        self._devices = devices
+        self._place = {stage: number for number, stage in enumerate(self._order())}
+        self._running: dict[Future[int], Stage] = {}
+        self._used: dict[Stage, str] = {}
+        self._retried: set[Stage] = set()
+        self._dead: set[Stage] = set()  # failed, or waiting for what has failed
+        self._stop = logs / f".stop-{uuid.uuid4().hex[:8]}"
+        self._written = time.monotonic()
+        self._no_more = False
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Reproduce all stages of the plan; signals stop the commands, which may save their state.
+
+        Raises:
+            InputError: `before_first` does; nothing has been touched.
+        """
+        self._logs.mkdir(parents=True, exist_ok=True)
+        sorter = TopologicalSorter(self._plan)
+        sorter.prepare()
+        changed: list[tuple[int, Stage]] = []
+        try:
+            with self._signals():
+                while sorter.is_active():
+                    with self._book.locked():
+                        for stage in sorted(sorter.get_ready(), key=self._place.__getitem__):
+                            if self._is_to_do(stage):
+                                heapq.heappush(changed, (self._place[stage], stage))
+                            else:
+                                sorter.done(stage)
+                        while changed and self._has_place():
+                            stage = heapq.heappop(changed)[1]
+                            if not self._begin(stage):
+                                sorter.done(stage)
+                    if self._running:
+                        for stage in self._finished():
+                            sorter.done(stage)
+        finally:
+            self._book.write_lock()
+            self._stop.unlink(missing_ok=True)
+        return self.outcome
+
+    def _order(self) -> list[Stage]:
+        """Stages by how many others wait for them one after the other, and then as DVC has them."""
+        depth: dict[Stage, int] = {}
+        for stage in reversed([*TopologicalSorter(self._plan).static_order()]):
+            depth.setdefault(stage, 0)
+            for before in self._plan[stage]:
+                depth[before] = max(depth.get(before, 0), depth[stage] + 1)
+        return sorted(self._plan, key=lambda stage: -depth[stage])
+
+    def _has_place(self) -> bool:
+        places = self._engine.places
+        if self._devices is not None:
+            places = min(places, len(self._devices))
+        return len(self._running) < places
+
+    def _is_to_do(self, stage: Stage) -> bool:
+        if stage in self._dead or self._no_more:
+            self._tell(stage, "skipped")
+            return False
+        try:
+            if self._force or self._book.changed(stage):
+                return True
+        except Exception as error:  # as in DVC, whatever it is: this stage has failed
+            self._fail(stage, str(error))
+            return False
+        self._tell(stage, "unchanged")
+        return False
+
+    def _begin(self, stage: Stage) -> bool:
+        """Start `stage`; whether its command runs now."""
+        if self._no_more:
+            self._tell(stage, "skipped")
+            return False
+        if self._before_first:
+            self._before_first()
+            self._before_first = None
+        try:
+            if not self._book.begin(stage, self._force):
+                self._tell(stage, "cached")
+                self._check_stored(stage)
+                return False
+        except Exception as error:  # as in DVC, whatever it is: this stage has failed
+            self._fail(stage, str(error))
+            return False
+        if self._devices is not None:
+            free = [*self._devices]
+            for name in self._used.values():
+                free.remove(name)
+            self._used[stage] = free[0]
+        log_file(self._logs, stage.addressing).write_bytes(b"")
+        self._submit(stage)
+        self._tell(stage, "running")
+        return True
+
+    def _submit(self, stage: Stage) -> None:
+        environment = {
+            **self._engine.environment,
+            **{"DVC_STAGE": stage.addressing, "DVC_ROOT": stage.repo.root_dir},
+            **{"TQDM_MININTERVAL": "1"},
+        }
+        if self._used.get(stage):
+            environment["CUDA_VISIBLE_DEVICES"] = self._used[stage]
+        log = str(log_file(self._logs, stage.addressing).resolve())
+        stop = str(self._stop.resolve())
+        job = Job(stage.addressing, commands(stage), stage.wdir, environment, log, stop)
+        self._running[self._engine.submit(job)] = stage
+
+    def _finished(self) -> Iterator[Stage]:
+        """Stages whose command has ended since the last look, looked after."""
+        ended, _ = wait(self._running, LOOK_EVERY, FIRST_COMPLETED)
+        for future in ended:
+            stage = self._running.pop(future)
+            status = -signal.SIGKILL if future.exception() else future.result()
+            if status < 0 and not self._no_more and stage not in self._retried:
+                # Not the command's fault. What it has saved of its work is still there.
+                self._retried.add(stage)
+                self._book.clear(stage)
+                self._submit(stage)
+                self._tell(stage, "retried", f"its process ended by signal {-status}")
+                continue
+            self._used.pop(stage, None)
+            if status == 0:
+                self._end(stage)
+            else:
+                self._book.abandon(stage)
+                if self.outcome.signal and status < 0:
+                    self._tell(stage, "stopped")
+                    self._dead |= self._dependents(stage)
+                else:
+                    how = f"exit code {status}" if status > 0 else f"signal {-status}"
+                    self._fail(stage, how)
+            yield stage
+        if time.monotonic() - self._written > WRITE_EVERY:
+            self._book.write_lock()
+            self._written = time.monotonic()
+        self._observer.refresh()
+
+    def _end(self, stage: Stage) -> None:
+        try:
+            self._book.end(stage)
+        except Exception as error:  # as in DVC, whatever it is: this stage has failed
+            self._fail(stage, str(error))
+            return
+        self._tell(stage, "done")
+        self._check_stored(stage)
+
+    def _check_stored(self, stage: Stage) -> None:
+        self.outcome.not_stored += self._book.not_stored(stage)
+
+    def _fail(self, stage: Stage, why: str) -> None:
+        self._dead |= self._dependents(stage)
+        self._no_more |= not self._keep_going
+        self._tell(stage, "failed", why)
+
+    def _dependents(self, stage: Stage) -> set[Stage]:
+        found = {stage}
+        for later in TopologicalSorter(self._plan).static_order():
+            if self._plan[later] & found:
+                found.add(later)
+        return found - {stage}
+
+    def _tell(self, stage: Stage, state: State, note: str = "") -> None:
+        self.outcome.states[stage.addressing] = state
+        self._observer.on_change(stage.addressing, state, note)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Hand SIGINT and SIGTERM on to all commands as SIGTERM, and a second one as SIGKILL."""
+
+        def stop(number: int, frame: object) -> None:
+            again = self.outcome.signal is not None
+            self.outcome.signal, self._no_more = number, True
+            partial = self._stop.with_suffix(".partial")
+            partial.write_text(str(int(signal.SIGKILL if again else signal.SIGTERM)))
+            partial.replace(self._stop)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ours = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, stop) for number in ours}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
