@@ -37,7 +37,7 @@ def repro(
         int | None,
         typer.Option("-j", "--jobs", min=1, help="commands at a time; one a core by default"),
     ] = None,
-    dry: Annotated[bool, typer.Option(help="only say what would run")] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="only say what would run")] = False,
     force: Annotated[
         bool, typer.Option("-f", "--force", help="run what is up to date, too")
     ] = False,
@@ -47,7 +47,9 @@ def repro(
     single_item: Annotated[
         bool, typer.Option("-s", "--single-item", help="TARGETS alone, not what they need")
     ] = False,
-    downstream: Annotated[bool, typer.Option(help="TARGETS and all that needs them")] = False,
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="TARGETS and all that needs them")
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="who runs the commands: local, dask, slurm, pbs, sge, lsf, ...")
     ] = "local",

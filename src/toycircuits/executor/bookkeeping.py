@@ -94,13 +94,6 @@ class Bookkeeping:
             for stage in steps
         }
 
-    def would_run(self, targets: Sequence[str], force: bool, **selection: bool) -> list[Stage]:
-        """Stages of the plan that `dvc repro --dry` would run, as far as it can tell."""
-        found: list[Stage] = self.repo.reproduce(
-            targets=[*targets] or None, dry=True, force=force, **selection
-        )
-        return found
-
     def changed(self, stage: Stage) -> bool:
         """Whether `stage` has to be reproduced, now that those before it have been."""
         with self.locked():

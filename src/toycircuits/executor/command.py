@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from toycircuits.config import InputError, read_params
-from toycircuits.executor.bookkeeping import Bookkeeping, Error, commands, params_parsed_once
+from toycircuits.executor.bookkeeping import Bookkeeping, Error, Stage, commands, params_parsed_once
 from toycircuits.executor.display import Display
 from toycircuits.executor.engines import NAMES, open_engine
 from toycircuits.executor.schedule import Outcome, Schedule, State
 from toycircuits.freshness import orphans
 
 LOGS = Path("logs")
+UP_TO_DATE = "Data and pipelines are up to date."  # as DVC says it
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def reproduce(
     try:
         with params_parsed_once(), ExitStack() as stack:
             book = Bookkeeping(".")
+            plan = book.plan(targets, options.single_item, options.downstream)
             if options.dry:
-                return _dry(book, targets, options)
-            plan = book.plan(targets, **_selection(options))
+                return _dry(book, plan, options.force)
             opened = stack.enter_context(open_engine(engine, options.jobs, scheduler))
             display = stack.enter_context(Display(console, len(plan), LOGS))
             schedule = Schedule(
@@ -67,18 +68,31 @@ def reproduce(
             outcome = schedule.run()
     except Error as error:
         raise InputError(" ".join(str(error).split())) from None
-    return _report(console, outcome, display)
+    code = _report(console, outcome, display)
+    ran = [name for name, state in outcome.states.items() if state in ("done", "cached")]
+    for experiment in params["experiments"]:
+        if f"render@{experiment}" in ran:
+            console.print(f"{experiment}: reports/{experiment}/figures, summary and tables")
+    return code
 
 
-def _selection(options: Options) -> dict[str, bool]:
-    return {"single_item": options.single_item, "downstream": options.downstream}
+def _dry(book: Bookkeeping, plan: Mapping[Stage, set[Stage]], force: bool) -> int:
+    """Print what would run, and what may, as it reads what those make.
 
-
-def _dry(book: Bookkeeping, targets: Sequence[str], options: Options) -> int:
-    """Print what DVC says that it would run."""
-    for stage in book.would_run(targets, **_selection(options), force=options.force):
-        print(f"Running stage '{stage.addressing}':")
-        print(*(f"> {command}" for command in commands(stage)), sep="\n")
+    `dvc repro --dry` names the first alone, and fails where a result does not exist yet.
+    """
+    would, may = list[Stage](), list[Stage]()
+    for stage, needs in plan.items():
+        if needs & {*would, *may} and not force:
+            may.append(stage)
+        elif force or book.changed(stage):
+            would.append(stage)
+            print(f"Running stage '{stage.addressing}':")
+            print(*(f"> {command}" for command in commands(stage)), sep="\n")
+    if may:
+        print("may run then:", ", ".join(stage.addressing for stage in may))
+    if not would:
+        print(UP_TO_DATE)
     return 0
 
 
@@ -119,7 +133,7 @@ def _devices(per_device: int) -> list[str] | None:
 def _report(console: Console, outcome: Outcome, display: Display) -> int:
     """Say how it ended; the exit code."""
     if not set(outcome.states.values()) - {"unchanged"}:
-        console.print("Data and pipelines are up to date.")
+        console.print(UP_TO_DATE)
         return 0
     console.print(display.summary())
     headings: dict[State, str] = {"failed": "failed", "stopped": "stopped", "skipped": "not run"}

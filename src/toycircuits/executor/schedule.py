@@ -119,6 +119,10 @@ class Schedule:
                     if self._running:
                         for stage in self._finished():
                             sorter.done(stage)
+        except BaseException:
+            self._ask_to_stop(signal.SIGTERM)
+            wait(self._running)
+            raise
         finally:
             self._book.write_lock()
             self._stop.unlink(missing_ok=True)
@@ -197,38 +201,47 @@ class Schedule:
         for future in ended:
             stage = self._running.pop(future)
             status = -signal.SIGKILL if future.exception() else future.result()
-            if status < 0 and not self._no_more and stage not in self._retried:
-                # Not the command's fault. What it has saved of its work is still there.
-                self._retried.add(stage)
-                self._book.clear(stage)
-                self._submit(stage)
-                self._tell(stage, "retried", f"its process ended by signal {-status}")
-                continue
-            self._used.pop(stage, None)
-            if status == 0:
-                self._end(stage)
-            else:
-                self._book.abandon(stage)
-                if self.outcome.signal and status < 0:
-                    self._tell(stage, "stopped")
-                    self._dead |= self._dependents(stage)
-                else:
-                    how = f"exit code {status}" if status > 0 else f"signal {-status}"
-                    self._fail(stage, how)
-            yield stage
+            if not self._tried_again(stage, status):
+                self._settle(stage, status)
+                yield stage
         if time.monotonic() - self._written > WRITE_EVERY:
             self._book.write_lock()
             self._written = time.monotonic()
         self._observer.refresh()
 
-    def _end(self, stage: Stage) -> None:
+    def _tried_again(self, stage: Stage, status: int) -> bool:
+        """Whether `stage` runs once more: it was killed, and what it saved of its work is there."""
+        if status >= 0 or self._no_more or stage in self._retried:
+            return False
+        self._retried.add(stage)
         try:
-            self._book.end(stage)
-        except Exception as error:  # as in DVC, whatever it is: this stage has failed
-            self._fail(stage, str(error))
+            self._book.clear(stage)
+        except Exception as error:
+            self._tell(stage, "retried", f"not possible: {error}")
+            return False
+        self._submit(stage)
+        self._tell(stage, "retried", f"its process ended by signal {-status}")
+        return True
+
+    def _settle(self, stage: Stage, status: int) -> None:
+        """Store the results of `stage`, or let go of it."""
+        self._used.pop(stage, None)
+        if status == 0:
+            try:
+                self._book.end(stage)
+            except Exception as error:  # as in DVC, whatever it is: this stage has failed
+                self._fail(stage, str(error))
+            else:
+                self._tell(stage, "done")
+                self._check_stored(stage)
             return
-        self._tell(stage, "done")
-        self._check_stored(stage)
+        self._book.abandon(stage)
+        if self.outcome.signal and status < 0:
+            self._tell(stage, "stopped")
+            self._dead |= self._dependents(stage)
+        else:
+            how = f"exit code {status}" if status > 0 else f"signal {-status}"
+            self._fail(stage, how)
 
     def _check_stored(self, stage: Stage) -> None:
         self.outcome.not_stored += self._book.not_stored(stage)
@@ -249,21 +262,24 @@ class Schedule:
         self.outcome.states[stage.addressing] = state
         self._observer.on_change(stage.addressing, state, note)
 
+    def _ask_to_stop(self, number: int) -> None:
+        partial = self._stop.with_suffix(".partial")
+        partial.write_text(str(int(number)))
+        partial.replace(self._stop)
+
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Hand SIGINT and SIGTERM on to all commands as SIGTERM, and a second one as SIGKILL."""
+        """Hand signals on to all commands: the first as SIGTERM, a second one as SIGKILL."""
 
         def stop(number: int, frame: object) -> None:
             again = self.outcome.signal is not None
             self.outcome.signal, self._no_more = number, True
-            partial = self._stop.with_suffix(".partial")
-            partial.write_text(str(int(signal.SIGKILL if again else signal.SIGTERM)))
-            partial.replace(self._stop)
+            self._ask_to_stop(signal.SIGKILL if again else signal.SIGTERM)
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ours = (signal.SIGINT, signal.SIGTERM)
+        ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, stop) for number in ours}
         try:
             yield
