@@ -14,14 +14,14 @@ stop() {
         [ -e $folder/$daemon.pid ] || continue
         kill "$(cat $folder/$daemon.pid)" 2>/dev/null || true
         # Daemons remove the file when they end.
-        for _ in {1..100}; do [ -e $folder/$daemon.pid ] && sleep 0.1; done || true
+        for _ in {1..100}; do [ -e $folder/$daemon.pid ] || break; sleep 0.1; done
     done
     if [ "$(readlink $link)" = $SLURM_CONF ]; then rm $link; fi
     rm -rf $folder
 }
 
 start() {
-    if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
+    if ! type slurmctld slurmd sbatch munged >/dev/null 2>&1; then
         apt-get update -qq
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             munge slurmctld slurmd slurm-client

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from executor.graphs import Graph, random_stages
 from executor.test_schedule import chain, until
@@ -84,3 +85,22 @@ def test_a_signal_reaches_the_commands_of_a_cluster(tmp_path: Path, scheduler: s
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert (graph.folder / "state").read_text() == "saved\n"
+
+
+def test_a_second_signal_ends_it_where_all_workers_are_lost(tmp_path: Path, scheduler: str) -> None:
+    graph = chain(tmp_path / "graph", x="echo $PPID > on; sleep 600")
+    process = graph.start(targets=["x"], engine=["dask", None, scheduler])
+    on = graph.folder / "on"
+    until(lambda: on.exists() and on.read_text().strip())
+    for process_of_dask in psutil.Process().children():
+        if "worker" in process_of_dask.cmdline():  # a nanny, which would start another
+            lost = [process_of_dask, *process_of_dask.children(recursive=True)]
+            for each in lost:
+                each.kill()
+    time.sleep(2)
+    for _ in range(2):
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+    process.communicate(timeout=30)
+    assert process.returncode == 130

@@ -122,7 +122,9 @@ def _cluster(
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"--engine {name}: dask's configuration: {reason}") from None
-        cluster.scale(jobs=jobs or cores())
+        wanted = jobs or cores()
+        # Unlike `scale`, this makes up for jobs that are lost, or whose time is over.
+        cluster.adapt(minimum_jobs=wanted, maximum_jobs=wanted)
     with cluster:
         yield cluster
 

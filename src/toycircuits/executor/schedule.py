@@ -19,6 +19,7 @@ from toycircuits.executor.worker import Job
 
 LOOK_EVERY = 0.25  # seconds between looks at progress and signals
 WRITE_EVERY = 5.0  # seconds between writes of dvc.lock
+GIVE_UP_AFTER = 3.0  # seconds after which what should have been killed is left alone
 
 State = Literal["unchanged", "cached", "running", "retried", "done", "failed", "stopped", "skipped"]
 
@@ -91,6 +92,7 @@ class Schedule:
         self._stop = logs / f".stop-{uuid.uuid4().hex[:8]}"
         self._written = time.monotonic()
         self._no_more = False
+        self._killed = 0.0  # when a second signal came
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -198,9 +200,13 @@ class Schedule:
     def _finished(self) -> Iterator[Stage]:
         """Stages whose command has ended since the last look, looked after."""
         ended, _ = wait(self._running, LOOK_EVERY, FIRST_COMPLETED)
+        if self._killed and time.monotonic() - self._killed > GIVE_UP_AFTER:
+            for future in self._running:
+                future.cancel()  # nobody is there to end it: the worker is lost
         for future in ended:
             stage = self._running.pop(future)
-            status = -signal.SIGKILL if future.exception() else future.result()
+            lost = future.cancelled() or future.exception()
+            status = -signal.SIGKILL if lost else future.result()
             if not self._tried_again(stage, status):
                 self._settle(stage, status)
                 yield stage
@@ -274,6 +280,7 @@ class Schedule:
         def stop(number: int, frame: object) -> None:
             again = self.outcome.signal is not None
             self.outcome.signal, self._no_more = number, True
+            self._killed = time.monotonic() if again else 0.0
             self._ask_to_stop(signal.SIGKILL if again else signal.SIGTERM)
 
         if threading.current_thread() is not threading.main_thread():
