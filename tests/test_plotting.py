@@ -104,6 +104,11 @@ def test_pictures_are_drawn_at_their_size_and_the_same_twice(
     assert content(folders[1]) == first
 
 
+def png(text: str | None) -> bytes:
+    """What looks like a picture."""
+    return b"\x89PNG\r\n" + str(text).encode() + b"IEND\xaeB`\x82"
+
+
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the pictures that Kaleido was asked for; a stub draws each figure's own title."""
@@ -112,7 +117,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def draw(specs: list[dict[str, Any]], **kwargs: Any) -> None:
         for spec in specs:
             asked.append(spec["path"].stem)
-            spec["path"].write_text(str(spec["fig"].layout.title.text))
+            spec["path"].write_bytes(png(spec["fig"].layout.title.text))
 
     monkeypatch.setattr(kaleido, "write_fig_from_object_sync", draw)
     return asked
@@ -132,7 +137,7 @@ def test_only_figures_that_changed_are_drawn(
     figures["line"].update_layout(title_text="new")
     write_figures(figures, *folders)
     assert jobs == ["line"]
-    assert content(folders[1]) == first | {"line.png": b"new"}
+    assert content(folders[1]) == first | {"line.png": png("new")}
     assert len(content(folders[2])) == 2, "what the line looked like before is kept for ever"
 
 
@@ -149,6 +154,30 @@ def test_another_browser_draws_all_anew(
     browser.write_text("another")
     write_figures(some_figures(), *folders)
     assert sorted(jobs) == ["line", "line", "small", "small"]
+
+
+def test_half_a_picture_is_drawn_again(folders: tuple[Path, Path, Path], jobs: list[str]) -> None:
+    write_figures(some_figures(), *folders)
+    first = content(folders[1])
+    for kept in folders[2].iterdir():
+        kept.write_bytes(kept.read_bytes()[:-1])
+    jobs.clear()
+    write_figures(some_figures(), *folders)
+    assert sorted(jobs) == ["line", "small"]
+    assert content(folders[1]) == first
+
+
+def test_a_browser_that_draws_nothing_is_told_of(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(specs: list[dict[str, Any]], **kwargs: Any) -> None:
+        for spec in specs:
+            spec["path"].touch()
+
+    monkeypatch.setattr(kaleido, "write_fig_from_object_sync", draw)
+    write_figures(some_figures(), *folders)
+    note = b"pictures not drawn: the browser left no picture of line.png, small.png\n"
+    assert content(folders[1]) == {"NOT_DRAWN.txt": note}
 
 
 def test_what_was_not_drawn_is_not_taken_for_a_picture(

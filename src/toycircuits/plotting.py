@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -79,18 +80,20 @@ def write_figures(
         (json_folder / f"{name}.json").write_text(text)
         picture = png_folder / f"{name}.png"
         known_as[picture] = kept / f"{_digest(text, *drawing_with)}.png"
-        if known_as[picture].exists():
+        if _is_whole(known_as[picture]):
             shutil.copyfile(known_as[picture], picture)
         else:
             to_draw.append((figure, picture))
     try:
         if to_draw:
             _draw(to_draw)
+        if empty := [picture.name for _, picture in to_draw if not _is_whole(picture)]:
+            raise RuntimeError(f"the browser left no picture of {', '.join(empty)}")
     except Exception as error:  # Kaleido's and Chrome's failures share no narrower class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         for _, picture in to_draw:
-            if picture.exists() and not picture.stat().st_size:
-                picture.unlink()  # Kaleido's mark of a name that it meant to draw
+            if not _is_whole(picture):
+                picture.unlink(missing_ok=True)  # Kaleido marks a name that it means to draw
         note = f"pictures not drawn: {reason}"
         (png_folder / "NOT_DRAWN.txt").write_text(note + "\n")
         hint = "install Chrome or Chromium, then `dvc repro --force` this stage"
@@ -127,15 +130,26 @@ def _draw(figures: Sequence[tuple[go.Figure, Path]]) -> None:
     kaleido.write_fig_from_object_sync(jobs, cancel_on_error=True, kopts={"mathjax": False})
 
 
+def _is_whole(picture: Path) -> bool:
+    """Whether `picture` is a PNG that was written to its end."""
+    content = picture.read_bytes() if picture.exists() else b""
+    return content.startswith(b"\x89PNG\r\n") and content.endswith(b"IEND\xaeB`\x82")
+
+
 def _versions() -> list[str]:
-    """What decides the look of a figure beside itself: sizes, libraries, and the browser."""
+    """What decides the look of a figure beside itself: this code, libraries, and the browser."""
     from choreographer.browsers.chromium import Chromium
 
     browser = os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False) or ""
     state = Path(browser).stat() if Path(browser).is_file() else None
+    try:  # a launcher's file may stay when what it launches is renewed
+        told = subprocess.run([browser, "--version"], capture_output=True, timeout=20, check=False)
+        version = told.stdout.decode(errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        version = ""
     libraries = [f"{name} {metadata.version(name)}" for name in ("kaleido", "plotly")]
     built = [str(state.st_size), str(state.st_mtime_ns)] if state else []
-    return [str((WIDTH, HEIGHT, SCALE)), *libraries, browser, *built]
+    return [Path(__file__).read_text(), *libraries, browser, version, *built]
 
 
 def _digest(*parts: str) -> str:

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 from dvc.dependency import param
-from dvc.fs import LocalFileSystem
+from dvc.dvcfile import Lockfile, ProjectFile
+from dvc.fs import LocalFileSystem, localfs
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc.repo import reproduce as reproduction
 from dvc.rwlock import RWLOCK_FILE, rwlock
 from dvc.stage import PipelineStage, Stage, run
 from dvc.stage.cache import StageCache
+from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import modify_yaml
 from executor.graphs import Graph, random_stages
 
-from toycircuits.executor.bookkeeping import params_parsed_once
+from toycircuits.executor.bookkeeping import Bookkeeping, Error, params_parsed_once
 
 READ = "if you upgrade DVC, read docs/parallel.md first"
 
@@ -44,6 +46,8 @@ def test_dvc_is_the_version_that_was_read() -> None:
         (reproduction.get_active_graph, "graph"),
         (reproduction.plan_repro, "graph stages pipeline downstream"),
         (modify_yaml, "path fs"),
+        (to_lockfile, "stage kwargs"),
+        (localfs.overlaps, "left right"),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
@@ -72,6 +76,13 @@ def test_the_code_that_ours_stands_for_is_unchanged() -> None:
     restoring = inspect.getsource(run.run_stage)
     first, second = restoring.index("stage_cache.restore("), restoring.index("save_deps()")
     assert first < second < restoring.index("cmd_run"), READ
+    whole = inspect.getsource(Stage.run)
+    steps = ["self.remove_outs(", "self._run_stage(", "self.save(", "self.commit("]
+    places = [whole.index(step) for step in steps]
+    assert places == sorted(places), READ
+    assert "_wait_for_lock" in inspect.signature(Repo.__init__).parameters
+    assert "_lockfile" in vars(ProjectFile), READ
+    assert "to_lockfile(stage" in inspect.getsource(Lockfile.dump_stages), READ
 
 
 def test_a_file_of_params_is_parsed_once_and_again_when_it_changes(
@@ -84,9 +95,8 @@ def test_a_file_of_params_is_parsed_once_and_again_when_it_changes(
         return load(*arguments, **options)
 
     monkeypatch.setattr(param, "load_path", counted)
-    fs, keys = LocalFileSystem(), ["a.b", "a.c.d", "no.such", "a.b.c", "l"]
-    path.write_text("a: {b: 1, c: {d: [1, 2]}}\nl: [x]\n")
-    for text in ("a: {b: 1, c: {d: [1, 2]}}\nl: [x]\n", "a: {b: 1.0, c: {}}\n"):
+    fs, keys = LocalFileSystem(), ["a.b", "a.c", "l"]
+    for text in ("a: {b: 1, c: {d: [1, 2]}}\nl: [x]\n", "a: {b: 1.0, c: {}}\nl: {0: y}\n"):
         path.write_text(text)
         expected = param.read_param_file(fs, str(path), keys, flatten=True)
         parsed.clear()
@@ -94,8 +104,11 @@ def test_a_file_of_params_is_parsed_once_and_again_when_it_changes(
             for _ in range(3):
                 assert param.read_param_file(fs, str(path), keys, flatten=True) == expected
         assert len(parsed) == 1
-    assert expected == {"a.b": 1.0}
+    assert expected == {"a.b": 1.0, "a.c": {}, "l": {0: "y"}}
+    odd = ["a.b", "no.such", "a.b.c", "l.0"]
+    expected = param.read_param_file(fs, str(path), odd, flatten=True)
     with params_parsed_once():
+        assert param.read_param_file(fs, str(path), odd, flatten=True) == expected
         found = param.read_param_file(fs, str(path), ["a.*"], flatten=False)
     assert found == {"a": {"b": 1.0, "c": {}}}
 
@@ -111,8 +124,5 @@ def test_a_damaged_file_of_locks_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_repository_is_needed(tmp_path: Path) -> None:
-    from toycircuits.executor.bookkeeping import Bookkeeping, Error
-
     with pytest.raises(Error, match="not inside of a DVC repository"):
         Bookkeeping(str(tmp_path))
-    assert Repo

@@ -113,7 +113,8 @@ def test_a_failure_shows_its_last_lines_and_what_waits_for_it(tmp_path: Path) ->
     [
         ({}, "GPU 0: A (UUID: a)\nGPU 1: B (UUID: b)\n", 1, ["0", "1"]),
         ({}, "GPU 0: A (UUID: a)\n  MIG 1g\n", 2, ["0", "0"]),
-        ({"CUDA_VISIBLE_DEVICES": "2,5"}, "", 1, ["2", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": "2, 5"}, "", 1, ["2", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, "GPU 0: A\n", 1, None),
         ({"CUDA_VISIBLE_DEVICES": ""}, "GPU 0: A\n", 1, None),
         ({"TOYCIRCUITS_DEVICE": "cpu"}, "GPU 0: A\n", 1, None),
         ({"TOYCIRCUITS_DEVICE": "cuda:1"}, "GPU 0: A\nGPU 1: B\n", 2, ["", ""]),
@@ -217,4 +218,4 @@ def test_variables_of_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) ->
         with engines.open_engine("local", jobs) as engine:
             assert engine.environment["OMP_NUM_THREADS"] == threads
             assert "MKL_NUM_THREADS" not in engine.environment
-            assert engine.places == jobs
+            assert engine.places() == jobs

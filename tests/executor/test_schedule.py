@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from executor.graphs import Graph, Stages, random_stages
+from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("TOYCIRCUITS_ROUNDS", "2"))
@@ -117,7 +118,8 @@ def test_targets_select_what_they_select_for_dvc(
 
 
 def test_a_failure_ends_it_unless_told_to_keep_going(tmp_path: Path) -> None:
-    graph = chain(tmp_path / "graph", a="sleep 1; exit 4", y="sleep 2; cat x > y")
+    begun = "while ! test -e on; do sleep 0.1; done"
+    graph = chain(tmp_path / "graph", a=f"{begun}; exit 4", y="touch on; sleep 2; cat x > y")
     states = graph.run()
     assert of(states, "failed") == {"a"}
     assert of(states, "skipped") == {"b", "c"}
@@ -199,33 +201,48 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     assert process.returncode == 130
 
 
-def test_when_it_is_killed_so_are_its_commands(tmp_path: Path) -> None:
-    graph = chain(
-        tmp_path / "graph",
-        x="python3 -c 'import os,time; print(os.getpid(), flush=True); time.sleep(600)'",
-    )
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_when_it_is_killed_so_are_its_commands(
+    tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", shell)
+    command = "python3 -c 'import os,time; print(os.getpid(), flush=True); time.sleep(600)'; true"
+    graph = chain(tmp_path / "graph", x=command)
     process = graph.start(targets=["x"])
     log = graph.folder / "logs/x.log"
     until(lambda: log.exists() and log.read_text().strip())
-    pid = int(log.read_text())
+    stat = Path(f"/proc/{int(log.read_text())}/stat")
     process.kill()
     process.communicate()
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
+    until(lambda: not stat.exists() or " Z " in stat.read_text())
     graph.dvc("status")  # its locks are those of a dead process
     assert of(graph.run(targets=["c"]), "done", "cached") == {"a", "b", "c"}
 
 
 def test_killed_again_and_again_dvc_lock_stays_whole(tmp_path: Path) -> None:
-    stages = random_stages(11, failing=0)
+    """It is written after every stage, each time from the start, and slowly."""
+    stages = random_stages(11, 60, failing=0)
     graph, whole = Graph(tmp_path / "graph", stages), Graph(tmp_path / "whole", stages)
     whole.run()
-    for seconds in (1.5, 2.5):
-        process = graph.start()
-        time.sleep(seconds)
+    driver = (graph.folder / "drive.py").read_text()
+    eager = "from toycircuits.executor import schedule\nschedule.WRITE_EVERY = -1.0\n"
+    (graph.folder / "drive.py").write_text(eager + driver)
+    read = YAML(typ="safe").load
+    sizes = []
+    partial = graph.folder / ".dvc.lock.partial"
+    for _ in range(4):
+        partial.unlink(missing_ok=True)
+        process = graph.start(engine=["local", 1])
+        until(lambda: partial.exists() and partial.stat().st_size)  # in the middle of it
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        sizes.append(len(read(graph.lock() or "stages: {}")["stages"]))
+    assert sizes == sorted(sizes)
     graph.run()
-    assert graph.lock() == whole.lock()
+    assert not partial.exists()
+    ours, theirs = read(graph.lock()), read(whole.lock())
+    assert ours == theirs
+    assert "Running stage" not in graph.dvc("repro")
 
 
 def test_an_input_edited_meanwhile_is_not_taken_for_what_was_used(tmp_path: Path) -> None:
@@ -240,12 +257,26 @@ def test_an_input_edited_meanwhile_is_not_taken_for_what_was_used(tmp_path: Path
     assert (graph.folder / "x").read_text() == "edited\n"
 
 
+def test_a_second_try_is_entered_with_what_it_read(tmp_path: Path) -> None:
+    command = "test -e on && cat source > x || { touch on; sleep 2; kill -9 $$; }"
+    graph = chain(tmp_path / "graph", x=command)
+    process = graph.start(targets=["x"])
+    until(lambda: (graph.folder / "on").exists())
+    (graph.folder / "source").write_text("edited\n")
+    process.communicate(timeout=60)
+    assert (graph.folder / "x").read_text() == "edited\n"
+    assert of(graph.run(targets=["x"]), "unchanged") == {"x"}
+
+
 def test_two_in_one_workspace_do_not_touch_the_same_stage(tmp_path: Path) -> None:
-    graph = chain(tmp_path / "graph", x="sleep 3; cat source > x", a="sleep 3; cat source > a")
+    waits = "while ! test -e go; do sleep 0.1; done; cat source >"
+    graph = chain(tmp_path / "graph", x=f"{waits} x", a=f"{waits} a")
     first = graph.start()
     until(lambda: (graph.folder / "logs/x.log").exists())
     second = graph.start(keep_going=True)
-    outs = [each.communicate(timeout=60) for each in (first, second)]
+    out = second.communicate(timeout=60)
+    (graph.folder / "go").touch()
+    outs = [first.communicate(timeout=60), out]
     states = [json.loads(out)["states"] for out, _ in outs]
     assert set(states[0].values()) == {"done"}
     assert "failed" in states[1].values()

@@ -9,8 +9,8 @@ Three things are done otherwise, and none shows in what is left behind:
 
 - params.yaml is parsed once, not once a stage, which is nine tenths of the time of a `dvc repro`
   that has nothing to do;
-- dvc.lock is written once for several finished stages. Should this process be killed before, DVC's
-  run cache has them;
+- dvc.lock is written once for several finished stages, and replaced in one step. Should this
+  process be killed before, DVC's run cache has them;
 - dvc.lock gets the inputs as they were when the command started. DVC looks again at the end, and
   would take a file edited meanwhile for what the results were made of.
 """
@@ -19,6 +19,7 @@ import contextlib
 import copy
 import json
 import logging
+import shutil
 import sys
 import time
 from collections import Counter
@@ -27,13 +28,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import dvc
 from dvc.dependency import param
+from dvc.dvcfile import PROJECT_FILE
 from dvc.exceptions import DvcException
 from dvc.fs import localfs
 from dvc.repo import Repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.rwlock import RWLOCK_FILE, rwlock
+from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import modify_yaml
 
 Stage: TypeAlias = Any  # dvc.stage.Stage, which has no types
@@ -57,14 +62,15 @@ class Bookkeeping:
         self._locks: dict[str, ExitStack] = {}
         self._read_locks: dict[str, ExitStack] = {}
         self._readers: Counter[str] = Counter()
-        self._inputs: dict[str, list[Any]] = {}
         self._unwritten: list[Stage] = []
         self._order: list[Stage] = []
         self._new: set[str] = set()  # entries of dvc.lock that were not there before
         with self.locked():
             self._repair_path_locks()
             index: Any = self.repo.index
-            self._stages, self._graph = index.stages, get_active_graph(index.graph)
+            self._graph: Any = get_active_graph(index.graph)
+        main = str(Path(self.repo.root_dir) / PROJECT_FILE)
+        self._stages = [stage for stage in index.stages if stage.path == main]
         self._made = [out.fs_path for stage in self._graph for out in stage.outs]
 
     @contextmanager
@@ -85,7 +91,7 @@ class Bookkeeping:
     ) -> dict[Stage, set[Stage]]:
         """The stages that `dvc repro` would go through, in its order, and what each waits for."""
         with self.locked():
-            # All of them are loaded already; asked for by the name of their file, once more.
+            # Those of dvc.yaml are loaded already; asked for by its name, they would be once more.
             wanted = collect_stages(self.repo, targets) if targets else [*self._stages]
         steps = wanted if single_item else plan_repro(self._graph, wanted, downstream=downstream)
         self._order = steps
@@ -110,35 +116,42 @@ class Bookkeeping:
                 stage.run(force=force)  # no command: DVC's own way from end to end
                 self._unwritten.append(stage)
                 return False
-            self._lock_paths(stage)
             try:
+                self._lock_paths(stage)
                 stage.remove_outs(ignore_remove=False, force=False)
                 if not force:
                     with contextlib.suppress(RunCacheNotFoundError):
                         self.repo.stage_cache.restore(stage)
-                        self._inputs[stage.addressing] = [dep.hash_info for dep in stage.deps]
                         self._save(stage)
                         return False
                 stage.save_deps()
-                self._inputs[stage.addressing] = [dep.hash_info for dep in stage.deps]
             except BaseException:
                 self.abandon(stage)
                 raise
         return True
 
     def clear(self, stage: Stage) -> None:
-        """Remove what a command left behind that did not end well, before it runs once more."""
+        """Make ready for one more run of a command that did not end well."""
         with self.locked():
             stage.remove_outs(ignore_remove=False, force=False)
+            stage.save_deps()
 
-    def end(self, stage: Stage) -> None:
+    def end(self, stage: Stage, at_once: bool) -> None:
         """Second half: store the results of `stage`, whose command has succeeded.
 
+        Args:
+            at_once: the command started when `begin` had returned, so that an input edited since
+                was not what it read. Otherwise nobody knows.
+
         Raises:
-            Error: a result is missing, or cannot be stored.
+            Error: a result is missing or cannot be stored, or it is not known what it is made of.
         """
         with self.locked():
             try:
+                if not at_once and (edited := [str(dep) for dep in stage.deps if dep.status()]):
+                    raise Error(
+                        f"{', '.join(edited)}: changed while it waited or ran; run it again"
+                    )
                 self._save(stage)
             except BaseException:
                 self.abandon(stage)
@@ -146,7 +159,6 @@ class Bookkeeping:
 
     def abandon(self, stage: Stage) -> None:
         """Let go of a `stage` whose command has failed, or will not run."""
-        self._inputs.pop(stage.addressing, None)
         if locks := self._locks.pop(stage.addressing, None):
             locks.close()
 
@@ -154,38 +166,39 @@ class Bookkeeping:
         """Results of a finished `stage` that are not in the cache: DVC goes on when it is full."""
         return [str(out) for out in stage.outs if out.use_cache and out.changed_cache()]
 
-    @property
-    def unwritten(self) -> int:
-        """How many finished stages dvc.lock does not know of yet."""
-        return len(self._unwritten)
-
     def write_lock(self) -> None:
         """Enter all finished stages in dvc.lock; new ones stand in the order of the plan."""
-        if not self._unwritten:
-            return
         with self.locked():
             for dvcfile in {stage.dvcfile for stage in self._unwritten}:
                 own = [stage for stage in self._unwritten if stage.dvcfile == dvcfile]
-                new = {stage.name for stage in own} - {*dvcfile._lockfile.load().get("stages", {})}
-                dvcfile.dump_stages(own, update_pipeline=False)
-                self._new |= new
-                if new:
-                    self._sort(dvcfile._lockfile.path)
+                if isinstance(own[0], PipelineStage):
+                    self._enter(own, Path(dvcfile._lockfile.path))
+                else:
+                    own[0].dump()
         self._unwritten.clear()
 
-    def _sort(self, path: str) -> None:
+    def _enter(self, stages: list[Stage], path: Path) -> None:
+        """What DVC's `Lockfile.dump_stages` does, and in one step: it writes the file in place."""
         place = {stage.name: number for number, stage in enumerate(self._order)}
-        with modify_yaml(path, fs=self.repo.fs) as lock:
-            entries = [*lock["stages"].items()]
-            old = [(name, entry) for name, entry in entries if name not in self._new]
-            new = [(name, entry) for name, entry in entries if name in self._new]
-            lock["stages"].clear()
-            lock["stages"].update(old + sorted(new, key=lambda item: place[item[0]]))
+        written = path.with_name(f".{path.name}.partial")
+        written.unlink(missing_ok=True)
+        if path.exists():
+            shutil.copy(path, written)
+        with modify_yaml(written, fs=self.repo.fs) as lock:
+            if not lock:
+                lock.update({"schema": "2.0"})
+            entries = lock["stages"] = lock.get("stages", {})
+            self._new |= {stage.name for stage in stages} - {*entries}
+            for stage in stages:
+                entries.update(to_lockfile(stage))
+            new = sorted(self._new & {*entries}, key=lambda name: place[name])
+            for name in new:  # to the end, one after the other
+                entries[name] = entries.pop(name)
+        written.replace(path)
+        self.repo.scm_context.track_file(str(path))
 
     def _save(self, stage: Stage) -> None:
         """What `Stage.run` does after the command, but for a second look at the inputs."""
-        for dep, found in zip(stage.deps, self._inputs[stage.addressing], strict=True):
-            dep.hash_info = found
         stage.save_outs()
         stage.md5 = stage.compute_md5()
         results = [out for out in stage.outs if not (out.is_metric or out.is_plot)]
@@ -244,6 +257,11 @@ class Bookkeeping:
         return any(localfs.overlaps(path, made) for made in self._made)
 
 
+def tried_with_this_dvc() -> bool:
+    """Whether DVC is of the version whose code this module was written for."""
+    return dvc.__version__.startswith("3.67.")
+
+
 def commands(stage: Stage) -> tuple[str, ...]:
     """The commands of `stage`."""
     return tuple(stage.cmd if isinstance(stage.cmd, list) else stage.cmd.splitlines())
@@ -267,7 +285,9 @@ def params_parsed_once() -> Iterator[None]:
         known = (path, state.st_mtime_ns, state.st_size, state.st_ino)
         if known not in parsed:
             parsed[known] = original(fs, path)
-        return dict(_found(parsed[known], key_paths))
+        found = dict(_found(parsed[known], key_paths))
+        # Perhaps it is not there; perhaps a place in a list, which DVC finds.
+        return found if len(found) == len({*key_paths}) else original(fs, path, key_paths, flatten)
 
     param.read_param_file = read
     try:
@@ -277,6 +297,7 @@ def params_parsed_once() -> Iterator[None]:
 
 
 def _found(tree: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Values at `keys`, as far as mappings with names for keys lead to them."""
     for key in keys:
         value = tree
         for part in key.split("."):

@@ -11,7 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from toycircuits.config import InputError, read_params
-from toycircuits.executor.bookkeeping import Bookkeeping, Error, Stage, commands, params_parsed_once
+from toycircuits.executor.bookkeeping import (
+    Bookkeeping,
+    Error,
+    Stage,
+    commands,
+    params_parsed_once,
+    tried_with_this_dvc,
+)
 from toycircuits.executor.display import Display
 from toycircuits.executor.engines import NAMES, open_engine
 from toycircuits.executor.schedule import Outcome, Schedule, State
@@ -46,28 +53,30 @@ def reproduce(
         raise InputError(f"--engine: found {engine!r}; allowed: {', '.join(NAMES)}")
     console = Console(highlight=False, stderr=True)
     params = read_params()
-    try:
-        with params_parsed_once(), ExitStack() as stack:
+    with params_parsed_once(), ExitStack() as stack:
+        try:
             book = Bookkeeping(".")
             plan = book.plan(targets, options.single_item, options.downstream)
-            if options.dry:
-                return _dry(book, plan, options.force)
-            opened = stack.enter_context(open_engine(engine, options.jobs, scheduler))
-            display = stack.enter_context(Display(console, len(plan), LOGS))
-            schedule = Schedule(
-                book,
-                plan,
-                opened,
-                display,
-                LOGS,
-                force=options.force,
-                keep_going=options.keep_going,
-                before_first=lambda: _check(params),
-                devices=_devices(options.per_device) if engine == "local" else None,
-            )
-            outcome = schedule.run()
-    except Error as error:
-        raise InputError(" ".join(str(error).split())) from None
+        except Error as error:
+            raise InputError(" ".join(str(error).split())) from None
+        if options.dry:
+            return _dry(book, plan, options.force)
+        if not tried_with_this_dvc():
+            console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
+        opened = stack.enter_context(open_engine(engine, options.jobs, scheduler))
+        display = stack.enter_context(Display(console, len(plan), LOGS))
+        schedule = Schedule(
+            book,
+            plan,
+            opened,
+            display,
+            LOGS,
+            force=options.force,
+            keep_going=options.keep_going,
+            before_first=lambda: _check(params),
+            devices=_devices(options.per_device) if engine == "local" else None,
+        )
+        outcome = schedule.run()
     code = _report(console, outcome, display)
     ran = [name for name, state in outcome.states.items() if state in ("done", "cached")]
     for experiment in params["experiments"]:
@@ -118,10 +127,10 @@ def _devices(per_device: int) -> list[str] | None:
     if asked.startswith("cuda:"):
         return [""] * per_device
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked == "cpu" or visible == "":
+    if asked == "cpu" or visible in ("", "-1"):
         return None
     if visible is not None:
-        return visible.split(",") * per_device
+        return [name.strip() for name in visible.split(",")] * per_device
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -64,7 +64,7 @@ class Display:
     def on_change(self, stage: str, state: State, note: str = "") -> None:
         """Print a line, but for stages that need nothing."""
         self._states[stage] = state
-        took = ""
+        took, ran = "", stage in self._since
         if state in ("running", "retried"):
             self._since.setdefault(stage, time.monotonic())
         elif stage in self._since:
@@ -72,7 +72,7 @@ class Display:
         if state not in ("unchanged", "skipped"):
             line = Text(f"{state:>8} ", STYLES[state]) + Text(f"{stage}{took}", "")
             self._console.print(line + Text(f": {note}" if note else ""), soft_wrap=True)
-        if state == "failed" and (lines := last_lines(log_file(self._logs, stage))[-10:]):
+        if state == "failed" and ran and (lines := last_lines(log_file(self._logs, stage))[-10:]):
             self._console.print(Text("\n".join(f"         | {line}" for line in lines), "dim"))
             self._console.print(
                 Text(f"         the whole of it: {log_file(self._logs, stage)}", "dim")

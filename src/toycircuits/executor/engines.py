@@ -2,11 +2,14 @@
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -32,13 +35,15 @@ class Engine:
     Attributes:
         submit: from a job to the future of its exit status, negative for a signal. A future that
             raises belongs to a job whose worker was lost.
-        places: how many jobs can run at a time.
+        places: how many jobs can run at a time, by now.
         environment: variables that every job needs there.
+        at_once: whether a job that has a place starts when it is submitted.
     """
 
     submit: Callable[[Job], "Future[int]"]
-    places: int
+    places: Callable[[], int]
     environment: dict[str, str]
+    at_once: bool
 
 
 def cores() -> int:
@@ -75,10 +80,10 @@ def _local(jobs: int, warm: bool) -> Iterator[Engine]:
     share = str(max(1, cores() // jobs))  # jobs side by side must not each take all cores
     environment = {name: share for name in THREADS if name not in os.environ}
     server = Warm(environment, after=jobs) if warm and sys.platform == "linux" else None
-    arguments = [server.start] if server else []
+    run = partial(execute, starter=server.start) if server else execute
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            yield Engine(lambda job: pool.submit(execute, job, *arguments), jobs, environment)
+            yield Engine(lambda job: pool.submit(run, job), lambda: jobs, environment, True)
         finally:
             if server:
                 server.close()
@@ -87,46 +92,54 @@ def _local(jobs: int, warm: bool) -> Iterator[Engine]:
 @contextmanager
 def _dask(name: str, jobs: int | None, scheduler: str | None) -> Iterator[Engine]:
     distributed = _library("distributed", name)
-    # A command that is still to run when its worker dies is given to another by dask itself; once,
-    # as everywhere.
-    importlib.import_module("dask").config.set({"distributed.scheduler.allowed-failures": 1})
-    try:
-        with (
-            _cluster(name, jobs, scheduler, distributed) as cluster,
-            distributed.Client(cluster) as client,
-        ):
+    with ExitStack() as stack:
+        try:
+            cluster = scheduler or stack.enter_context(_cluster(name, jobs or cores(), distributed))
+            client = stack.enter_context(distributed.Client(cluster))
+        except (OSError, TimeoutError) as error:
+            found = f"--scheduler: found {scheduler!r}" if scheduler else f"--engine {name}"
+            raise InputError(f"{found}: {error}") from None
+        if not client.nthreads():
+            print("waiting for the first worker", file=sys.stderr)
             client.wait_for_workers(1)
-            places = jobs or sum(client.nthreads().values())
-            executor = client.get_executor(pure=False)
-            # Workers have the variables of whoever started them, on a machine of their own.
-            yield Engine(lambda job: executor.submit(execute, job), places, _shared())
-    except (OSError, TimeoutError) as error:
-        raise InputError(f"--scheduler: found {scheduler!r}: {error}") from None
+        executor = client.get_executor(pure=False)
+
+        def places() -> int:
+            return jobs or (sum(client.nthreads().values()) or 1 if scheduler else cores())
+
+        # Workers have the variables of whoever started them, on a machine of their own.
+        yield Engine(lambda job: executor.submit(execute, job), places, _shared(), False)
+
+
+def _cluster(name: str, jobs: int, distributed: ModuleType) -> Any:
+    """A cluster of dask's with `jobs` workers."""
+    if name == "dask":
+        # Ctrl-C in a terminal reaches all its processes; workers must outlive their commands.
+        with _ignored(signal.SIGINT):
+            return distributed.LocalCluster(
+                n_workers=jobs, threads_per_worker=1, dashboard_address=None
+            )
+    try:
+        cluster = getattr(_library("dask_jobqueue", name), QUEUES[name])()
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--engine {name}: dask's configuration: {reason}") from None
+    # Unlike `scale`, this makes up for jobs that are lost, or whose time is over.
+    cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+    return cluster
 
 
 @contextmanager
-def _cluster(
-    name: str, jobs: int | None, scheduler: str | None, distributed: ModuleType
-) -> Iterator[Any]:
-    if scheduler:
-        yield scheduler
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    """Processes started meanwhile ignore a signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    if name == "dask":
-        cluster = distributed.LocalCluster(
-            n_workers=jobs or cores(), threads_per_worker=1, dashboard_address=None
-        )
-    else:
-        kind = getattr(_library("dask_jobqueue", name), QUEUES[name])
-        try:
-            cluster = kind()
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"--engine {name}: dask's configuration: {reason}") from None
-        wanted = jobs or cores()
-        # Unlike `scale`, this makes up for jobs that are lost, or whose time is over.
-        cluster.adapt(minimum_jobs=wanted, maximum_jobs=wanted)
-    with cluster:
-        yield cluster
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _library(name: str, engine: str) -> ModuleType:

@@ -1,12 +1,13 @@
 """Reproduce a graph of stages, as many commands at a time as there are places for them."""
 
+import contextlib
 import heapq
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -18,7 +19,8 @@ from toycircuits.executor.engines import Engine
 from toycircuits.executor.worker import Job
 
 LOOK_EVERY = 0.25  # seconds between looks at progress and signals
-WRITE_EVERY = 5.0  # seconds between writes of dvc.lock
+WRITE_EVERY = 30.0  # seconds between writes of dvc.lock
+SAME_SIGNAL = 0.5  # seconds in which some programs send one signal twice
 GIVE_UP_AFTER = 3.0  # seconds after which what should have been killed is left alone
 
 State = Literal["unchanged", "cached", "running", "retried", "done", "failed", "stopped", "skipped"]
@@ -92,7 +94,8 @@ class Schedule:
         self._stop = logs / f".stop-{uuid.uuid4().hex[:8]}"
         self._written = time.monotonic()
         self._no_more = False
-        self._killed = 0.0  # when a second signal came
+        self._signalled, self._killed = 0.0, 0.0  # when the first and the second signal came
+        self._claims: list[Path] = []
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -104,31 +107,37 @@ class Schedule:
         self._logs.mkdir(parents=True, exist_ok=True)
         sorter = TopologicalSorter(self._plan)
         sorter.prepare()
-        changed: list[tuple[int, Stage]] = []
-        try:
-            with self._signals():
-                while sorter.is_active():
-                    with self._book.locked():
-                        for stage in sorted(sorter.get_ready(), key=self._place.__getitem__):
-                            if self._is_to_do(stage):
-                                heapq.heappush(changed, (self._place[stage], stage))
-                            else:
-                                sorter.done(stage)
-                        while changed and self._has_place():
-                            stage = heapq.heappop(changed)[1]
-                            if not self._begin(stage):
-                                sorter.done(stage)
-                    if self._running:
-                        for stage in self._finished():
-                            sorter.done(stage)
-        except BaseException:
-            self._ask_to_stop(signal.SIGTERM)
-            wait(self._running)
-            raise
-        finally:
-            self._book.write_lock()
-            self._stop.unlink(missing_ok=True)
+        with self._signals():
+            try:
+                self._go(sorter)
+            except BaseException:
+                self._ask_to_stop(signal.SIGTERM)
+                wait(self._running)
+                raise
+            finally:
+                self._book.write_lock()
+                for file in (self._stop, *self._claims):
+                    file.unlink(missing_ok=True)
         return self.outcome
+
+    def _go(self, sorter: "TopologicalSorter[Stage]") -> None:
+        changed: list[tuple[int, Stage]] = []
+        while sorter.is_active():
+            ready = sorted(sorter.get_ready(), key=self._place.__getitem__)
+            if ready or (changed and self._has_place()):
+                with self._book.locked():
+                    for stage in ready:
+                        if self._is_to_do(stage):
+                            heapq.heappush(changed, (self._place[stage], stage))
+                        else:
+                            sorter.done(stage)
+                    while changed and self._has_place():
+                        stage = heapq.heappop(changed)[1]
+                        if not self._begin(stage):
+                            sorter.done(stage)
+            if self._running:
+                for stage in self._finished():
+                    sorter.done(stage)
 
     def _order(self) -> list[Stage]:
         """Stages by how many others wait for them one after the other, and then as DVC has them."""
@@ -140,7 +149,7 @@ class Schedule:
         return sorted(self._plan, key=lambda stage: -depth[stage])
 
     def _has_place(self) -> bool:
-        places = self._engine.places
+        places = self._engine.places()
         if self._devices is not None:
             places = min(places, len(self._devices))
         return len(self._running) < places
@@ -169,7 +178,7 @@ class Schedule:
         try:
             if not self._book.begin(stage, self._force):
                 self._tell(stage, "cached")
-                self._check_stored(stage)
+                self.outcome.not_stored += self._book.not_stored(stage)
                 return False
         except Exception as error:  # as in DVC, whatever it is: this stage has failed
             self._fail(stage, str(error))
@@ -194,7 +203,9 @@ class Schedule:
             environment["CUDA_VISIBLE_DEVICES"] = self._used[stage]
         log = str(log_file(self._logs, stage.addressing).resolve())
         stop = str(self._stop.resolve())
-        job = Job(stage.addressing, commands(stage), stage.wdir, environment, log, stop)
+        self._claims.append(self._stop.with_suffix(f".claim{len(self._claims)}"))
+        claim = str(self._claims[-1].resolve())
+        job = Job(stage.addressing, commands(stage), stage.wdir, environment, log, stop, claim)
         self._running[self._engine.submit(job)] = stage
 
     def _finished(self) -> Iterator[Stage]:
@@ -205,11 +216,16 @@ class Schedule:
                 future.cancel()  # nobody is there to end it: the worker is lost
         for future in ended:
             stage = self._running.pop(future)
-            lost = future.cancelled() or future.exception()
-            status = -signal.SIGKILL if lost else future.result()
-            if not self._tried_again(stage, status):
+            error = CancelledError("given up") if future.cancelled() else future.exception()
+            status = -signal.SIGKILL if error else future.result()
+            if error and not self.outcome.signal:
+                self._book.abandon(stage)
+                self._fail(stage, f"{type(error).__name__}: {error}")
+            elif self._tried_again(stage, status):
+                continue
+            else:
                 self._settle(stage, status)
-                yield stage
+            yield stage
         if time.monotonic() - self._written > WRITE_EVERY:
             self._book.write_lock()
             self._written = time.monotonic()
@@ -234,12 +250,12 @@ class Schedule:
         self._used.pop(stage, None)
         if status == 0:
             try:
-                self._book.end(stage)
+                self._book.end(stage, self._engine.at_once)
+                self.outcome.not_stored += self._book.not_stored(stage)
             except Exception as error:  # as in DVC, whatever it is: this stage has failed
                 self._fail(stage, str(error))
             else:
                 self._tell(stage, "done")
-                self._check_stored(stage)
             return
         self._book.abandon(stage)
         if self.outcome.signal and status < 0:
@@ -248,9 +264,6 @@ class Schedule:
         else:
             how = f"exit code {status}" if status > 0 else f"signal {-status}"
             self._fail(stage, how)
-
-    def _check_stored(self, stage: Stage) -> None:
-        self.outcome.not_stored += self._book.not_stored(stage)
 
     def _fail(self, stage: Stage, why: str) -> None:
         self._dead |= self._dependents(stage)
@@ -270,24 +283,29 @@ class Schedule:
 
     def _ask_to_stop(self, number: int) -> None:
         partial = self._stop.with_suffix(".partial")
-        partial.write_text(str(int(number)))
-        partial.replace(self._stop)
+        with contextlib.suppress(OSError):  # on a full disk the commands go on to their end
+            partial.write_text(str(int(number)))
+            partial.replace(self._stop)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Hand signals on to all commands: the first as SIGTERM, a second one as SIGKILL."""
 
         def stop(number: int, frame: object) -> None:
-            again = self.outcome.signal is not None
-            self.outcome.signal, self._no_more = number, True
-            self._killed = time.monotonic() if again else 0.0
-            self._ask_to_stop(signal.SIGKILL if again else signal.SIGTERM)
+            now = time.monotonic()
+            if self.outcome.signal is None:
+                self.outcome.signal, self._no_more, self._signalled = number, True, now
+                self._ask_to_stop(signal.SIGTERM)
+            elif not self._killed and now - self._signalled > SAME_SIGNAL:
+                self._killed = now
+                self._ask_to_stop(signal.SIGKILL)
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, stop) for number in ours}
+        heard = [number for number in ours if signal.getsignal(number) != signal.SIG_IGN]  # nohup
+        before = {number: signal.signal(number, stop) for number in heard}
         try:
             yield
         finally:

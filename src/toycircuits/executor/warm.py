@@ -28,6 +28,7 @@ PRELOADED = (
     *("torch", "pandas", "plotly.express", "plotly.io", "typer", "pydantic", "jaxtyping"),
     *("filelock", "safetensors.torch", "tqdm", "ruamel.yaml", "scipy"),
 )
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Fork:
@@ -95,7 +96,8 @@ class Warm:
 
     def close(self) -> None:
         """End the server."""
-        if self._server:
+        if self._server:  # no command runs any more, and it may be importing still
+            self._server.kill()
             self._server.communicate()
 
     def _send(self, order: dict[str, Any]) -> None:
@@ -139,6 +141,9 @@ def _is_plain_python(job: Job, command: str) -> bool:
 def serve() -> None:
     """Import, then fork for each order on standard input, and say on standard output what ends."""
     die_with_parent()
+    os.close(os.pidfd_open(os.getpid()))  # where this does not work, all start cold
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # it ends with the reproduction, not before it
     orders, answers = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # whatever an import prints must not be taken for an answer
@@ -171,7 +176,11 @@ def serve() -> None:
                 return
             *lines, unread = (unread + new).split(b"\n")
             for order in map(json.loads, lines):
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError:  # no memory for it now
+                    answer(number=order["number"], pid=0)
+                    continue
                 if not pid:
                     os.close(orders)
                     os.close(answers)
@@ -185,6 +194,9 @@ def _become(order: dict[str, Any]) -> NoReturn:
     """Be what `python script arguments` would have been."""
     os.setsid()
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)

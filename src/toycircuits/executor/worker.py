@@ -27,6 +27,7 @@ class Job:
         environment: variables on top of those of the worker.
         log: file that takes what it prints, after what is there.
         stop: file that holds the number of a signal as soon as the command is to stop.
+        claim: file that does not exist before the job runs: a cluster may try to run it again.
     """
 
     stage: str
@@ -35,6 +36,7 @@ class Job:
     environment: dict[str, str]
     log: str
     stop: str
+    claim: str
 
 
 @runtime_checkable
@@ -48,15 +50,16 @@ class Process(Protocol):
 
 
 def start(job: Job, command: str) -> Process:
-    """Start a command of `job` in a session of its own; it is killed when this process dies.
+    """Start a command of `job` in a session of its own; all of it is killed when we die.
 
     As DVC starts it: in the user's shell, without its start-up files.
     """
     shell = job.environment.get("SHELL") or os.environ.get("SHELL") or "/bin/sh"
     quiet = {"bash": ["--noprofile", "--norc"], "zsh": ["--no-rcs"]}.get(Path(shell).name, [])
+    supervisor = [sys.executable, "-I", "-S", "-c", SUPERVISOR] if sys.platform == "linux" else []
     with Path(job.log).open("ab") as log:
         return subprocess.Popen(
-            [*BOUND, shell, *quiet, "-c", command],
+            [*supervisor, shell, *quiet, "-c", command],
             cwd=job.folder,
             env=os.environ | job.environment,
             stdin=subprocess.DEVNULL,
@@ -66,11 +69,38 @@ def start(job: Job, command: str) -> Process:
         )
 
 
+# The kernel tells a process that its parent has died, but not that process's children: a shell's
+# command would live on. So this one stays, does nothing else, and then kills its whole group.
+SUPERVISOR = """
+import ctypes, os, signal, subprocess, sys
+parent = os.getppid()
+signal.signal(signal.SIGUSR1, lambda *_: os.killpg(0, signal.SIGKILL))
+ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
+if os.getppid() != parent:
+    sys.exit(137)
+passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]  # the group gets them, too
+before = [signal.signal(number, signal.SIG_IGN) for number in passed_on]
+child = subprocess.Popen(
+    sys.argv[1:], preexec_fn=lambda: [signal.signal(*pair) for pair in zip(passed_on, before)]
+)
+status = child.wait()
+sys.exit(128 - status if status < 0 else status)
+"""
+# What a shell says of a command that one of these has ended; other numbers are the command's own.
+TOLD = {128 + number: -number for number in (1, 2, 9, 15)}
+
 Starter = Callable[[Job, str], Process]
 
 
 def execute(job: Job, starter: Starter = start) -> int:
-    """Run `job`, started by `starter`; its exit status, negative for a signal."""
+    """Run `job`, started by `starter`; its exit status, negative for a signal.
+
+    A job that has been claimed is not run: whoever did so is lost, and left things half done.
+    """
+    try:
+        Path(job.claim).touch(exist_ok=False)
+    except FileExistsError:
+        return -signal.SIGKILL
     status = 0
     for command in job.commands:
         status = _watch(starter(job, command), Path(job.stop))
@@ -82,14 +112,20 @@ def execute(job: Job, starter: Starter = start) -> int:
 def _watch(process: Process, stop: Path) -> int:
     """Wait for `process`, and hand on to all its group what `stop` says meanwhile."""
     handed_on = ""
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            status = process.wait(LOOK_EVERY)
-            return 128 - status if 128 < status <= 192 else status  # a shell's word for a signal
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if (asked := stop.read_text()) and asked != handed_on:
-                handed_on = asked
-                os.killpg(process.pid, int(asked))
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(LOOK_EVERY)
+                return TOLD.get(status, status)
+            with contextlib.suppress(OSError):  # not there, or not to be read just now
+                if (asked := stop.read_text()) and asked != handed_on:
+                    os.killpg(process.pid, int(asked))
+                    handed_on = asked
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
 
 
 def die_with_parent() -> None:
@@ -98,13 +134,3 @@ def die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-# Does the same in a process of its own, and becomes the command: after a fork in a process with
-# threads no Python code is safe.
-BOUND = (
-    (sys.executable, "-I", "-S", "-c", "import ctypes, os, sys;"
-     " ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])")
-    if sys.platform == "linux"
-    else ()
-)  # fmt: skip
