@@ -1,14 +1,18 @@
 """`toycircuits repro` as a person meets it."""
 
+import contextlib
 import io
 import itertools
+import os
 import re
+import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from executor.graphs import Graph
+from executor.graphs import Graph, random_stages
 from project import Project
 from rich.console import Console
 
@@ -206,6 +210,30 @@ def test_a_terminal_shows_a_table_and_a_file_lines(tmp_path: Path) -> None:
     assert "r seed0 (1 of 2) 40% 640/1600 [00:22<00:33, 28.8step/s, loss=7.9e-07]" in row
     assert shown[False] == " running train@r\n  failed measure@q: exit code 3\n"
     assert "\x1b[" in shown[True]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_dvc_draws_no_bars_through_the_table(tmp_path: Path) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    graph = Graph(tmp_path / "graph", random_stages(4, 4, failing=0))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    process = subprocess.Popen(
+        graph.command(), cwd=graph.folder, env=graph.environment, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while new := os.read(ours, 4096):
+            shown += new
+    assert process.wait() == 0
+    assert b"done s0" in shown
+    assert b"file" not in shown, shown
+    assert b"!" not in shown, shown
 
 
 def test_variables_of_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,9 @@ class Bookkeeping:
     """
 
     def __init__(self, root: str) -> None:
-        logging.getLogger("dvc").setLevel(logging.ERROR)  # what it says is said by us
+        # What DVC says is said by us, and its bars would run through our table.
+        for name in ("dvc", "dvc_data", "dvc_objects"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.repo: Any = Repo(root, _wait_for_lock=True)
         self._depth = 0
         self._locks: dict[str, ExitStack] = {}
