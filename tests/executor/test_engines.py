@@ -92,11 +92,13 @@ def test_a_second_signal_ends_it_where_all_workers_are_lost(tmp_path: Path, sche
     process = graph.start(targets=["x"], engine=["dask", None, scheduler])
     on = graph.folder / "on"
     until(lambda: on.exists() and on.read_text().strip())
-    for process_of_dask in psutil.Process().children():
-        if "worker" in process_of_dask.cmdline():  # a nanny, which would start another
-            lost = [process_of_dask, *process_of_dask.children(recursive=True)]
-            for each in lost:
-                each.kill()
+    alive = [each for each in psutil.Process().children() if each.status() != "zombie"]
+    nannies = [each for each in alive if "worker" in each.cmdline()]
+    assert len(nannies) == 2
+    for nanny in nannies:  # first: it would start another worker
+        lost = [nanny, *nanny.children(recursive=True)]
+        for each in lost:
+            each.kill()
     time.sleep(2)
     for _ in range(2):
         assert process.poll() is None
