@@ -1,16 +1,25 @@
 # `make reproduce` runs the pipeline, `make test` the tests. Both set up what they need first.
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: reproduce test lint fresh setup chrome clean
+.PHONY: reproduce test test-lower-bounds lint fresh docs setup chrome lock clean
 
 reproduce: setup
-	toycircuits repro
+	toycircuits repro --scale quick
 
+# Files in alphabetical order: xdist's own puts those of one long test last, where it runs alone.
 test: setup lint
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) fresh
+
+# The fast tests and one small pipeline, at the lowest versions that pyproject.toml allows. What old
+# libraries warn of is no failure.
+test-lower-bounds: chrome
+	$(MAKE) VENV=.venv-lower CONSTRAINTS=constraints-lower.txt .venv-lower/.installed
+	PATH="$(CURDIR)/.venv-lower/bin:$$PATH" pytest -W default -m "not slow"
+	PATH="$(CURDIR)/.venv-lower/bin:$$PATH" pytest -W default tests/test_remote.py
 
 lint: setup
 	ruff format --check .
@@ -21,12 +30,16 @@ lint: setup
 fresh: setup
 	toycircuits fresh
 
+# The documentation as a site, in site/.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+
 setup: $(VENV)/.installed chrome
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 # Chrome draws the static pictures; without one everything else still runs.
@@ -36,5 +49,21 @@ chrome:
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium >/dev/null; } \
 	|| echo "note: no Chrome or Chromium found; everything but the PNG pictures will run"
 
+# After a change of dependencies: pins stay where they can. `make lock UPGRADE=--upgrade` moves them to the
+# newest versions; then the results have to be made anew.
+lock: setup
+	cp constraints.txt $(VENV)/constraints.txt
+	$(call compile,constraints.txt,$(UPGRADE))
+	rm -f $(VENV)/constraints-lower.txt
+	$(call compile,constraints-lower.txt,--resolution lowest-direct)
+
+# The comments of file $(1), and pins for every platform, without the libraries of CUDA builds of torch.
+define compile
+uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header $(2) \
+	--output-file $(VENV)/$(1) pyproject.toml
+{ grep '^#' $(1); grep -vE '^(cuda|nvidia|triton)' $(VENV)/$(1); } >$(VENV)/pins
+mv $(VENV)/pins $(1)
+endef
+
 clean:
-	rm -rf $(VENV) .resume .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lower site .resume .mypy_cache .pytest_cache .ruff_cache

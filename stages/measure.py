@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +18,7 @@ Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cp
 
 
 def main(run_name: str, device: Device = "auto") -> None:
-    """Write the tables and metrics of RUN_NAME."""
+    """Write the tables of RUN_NAME."""
     with config.exit_on_bad_input():
         run = config.find_run(config.read_params(), run_name)
         import_transformer_lens()
@@ -37,24 +36,25 @@ def main(run_name: str, device: Device = "auto") -> None:
         data_file = layout.data_file(experiment)
         read = functools.lru_cache(1)(read_data)  # the models of a run have the same data settings
         parts = defaultdict(list)
-        values = {}
         for member in load_members(layout.trajectories(experiment, run_name), place):
             data = read(data_file, member.data_settings, place)
             own = member.train_settings.select(data)
             with config.at_key(run.key):
                 settings.check(member.data_settings, member.train_settings)
-                tables, values[member.name] = metrics.measure(
+                tables, values = metrics.measure(
                     member.model, member.states(), own, member.data_settings, settings
                 )
+            if hasattr(metrics, "provenance"):
+                start = (own, member.data_settings, member.train_settings, member.model)
+                tables["provenance"] = metrics.provenance(*start)
+            tables["metrics"] = pd.DataFrame({"metric": [*values], "value": [*values.values()]})
             for name, table in tables.items():
                 parts[name].append(member.label(table))
-        folder = layout.tables(experiment) / run_name
-        (folder / "measure").mkdir(parents=True, exist_ok=True)
+        folder = layout.tables(experiment) / run_name / "measure"
+        folder.mkdir(parents=True, exist_ok=True)
         for name, tables in parts.items():
-            path = folder / "measure" / f"{name}.csv"
-            pd.concat(tables).to_csv(path, index=False, float_format=layout.FLOAT_FORMAT)
-        text = json.dumps(values, indent=1).replace("NaN", "null")
-        (folder / "metrics.json").write_text(text + "\n")
+            table = pd.concat(tables)
+            table.to_csv(folder / f"{name}.csv", index=False, float_format=layout.FLOAT_FORMAT)
 
 
 if __name__ == "__main__":

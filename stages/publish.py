@@ -15,6 +15,7 @@ def main() -> None:
     from torch import Tensor
 
     from toycircuits.checkpoints import Trajectory, write_tensors
+    from toycircuits.members import member_folders
 
     with config.exit_on_bad_input():
         params = config.read_params()
@@ -25,10 +26,11 @@ def main() -> None:
             tensors: dict[str, Tensor] = {}
             members: dict[str, dict[str, object]] = {}
             folder = layout.trajectories(run.entry.experiment, name)
-            for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+            for path in member_folders(folder):
                 state, members[path.name] = Trajectory(path).load()
                 tensors |= {f"{path.name}/{key}": value for key, value in state.items()}
-            write_tensors(layout.weights_file(name), tensors, {"members": members})
+            metadata = {"names": [*members], "members": members}
+            write_tensors(layout.weights_file(name), tensors, metadata)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """For all tests: shapes in signatures are checked, one thread, and tiny transformers to order."""
 
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ SHAPE_CHECKER = (
 )
 jaxtyping.install_import_hook("toycircuits", SHAPE_CHECKER)
 torch.set_num_threads(1)
+# A shell's background jobs ignore Ctrl-C, and so would all commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     **{"n_layers": 1, "n_heads": 2, "d_model": 4, "d_head": 3, "d_mlp": 5},

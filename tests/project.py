@@ -138,7 +138,7 @@ class Project:
         self, folder: Path, experiments: Collection[str] | None = None, scm: bool = False
     ) -> None:
         self.folder = folder
-        for name in ("src", "stages", "dvc.yaml", ".dvcignore", ".gitignore"):
+        for name in ("claims", "src", "stages", "dvc.yaml", ".dvcignore", ".gitignore"):
             source = ROOT / name
             if source.is_dir():
                 shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -146,7 +146,7 @@ class Project:
                 shutil.copy(source, folder / name)
         params = json.loads(json.dumps(PARAMS)) | {"scale": "quick"}
         for experiment in params["experiments"]:
-            for section, values in TINY[experiment].items():
+            for section, values in TINY.get(experiment, {}).items():
                 params["quick"][experiment][section] |= values
         if experiments is not None:
             for name, run in [*params["runs"].items()]:
@@ -155,12 +155,17 @@ class Project:
             for tree in (params["experiments"], params["quick"], params["paper"]):
                 for name in set(tree) - set(experiments):
                     del tree[name]
+                    (folder / f"claims/{name}.yaml").unlink(missing_ok=True)
         self.write_params(params)
+        (folder / "reports").mkdir()
+        (folder / "reports/stages.json").write_text("{}\n")  # what ran where, of no stage yet
         self.audit = folder.parent / f"{folder.name}-audit"
         self.audit.mkdir()
         (self.audit / "sitecustomize.py").write_text(AUDIT)
         if scm:
             subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+            for key, value in {"name": "Test", "email": "test@example.org"}.items():
+                subprocess.run(["git", "config", f"user.{key}", value], cwd=folder, check=True)
         python(folder, "-m", "dvc", "init", "--quiet", *([] if scm else ["--no-scm"]))
         shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
         if not scm:
@@ -206,10 +211,13 @@ class Project:
         return log
 
     def results(self, *folders: str) -> dict[str, str]:
-        """Hash of every file under `folders`, by default of all results."""
+        """Hash of every file under `folders`, by default of all results.
+
+        Left out are the times that stages took, and the page, which tells them.
+        """
         return {
             str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for folder in folders or ("artifacts", "reports")
             for path in sorted((self.folder / folder).rglob("*"))
-            if path.is_file() and path.name != ".gitignore"
+            if path.is_file() and path.name not in (".gitignore", "stages.json", "index.html")
         }

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from toycircuits.cli import app
 from toycircuits.config import InputError, read_params
-from toycircuits.validation import validate
+from toycircuits.validation import validate, validate_claims
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = read_params(ROOT / "params.yaml")
@@ -184,6 +185,7 @@ def check(project: Path) -> tuple[int, str, str]:
 
 def test_the_projects_own_params_are_valid(project: Path) -> None:
     (project / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    shutil.copytree(ROOT / "claims", project / "claims")
     assert check(project)[0] == 0
 
 
@@ -289,3 +291,32 @@ def test_any_mapping_is_refused_in_one_line(params: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         validate(params)
     assert "\n" not in str(caught.value)
+
+
+CARD = (ROOT / "claims/list_copy_10.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": CARD}, None),
+        ({}, r"claims/a\.yaml: missing"),
+        ({"a": CARD, "b": CARD}, r"claims/b\.yaml: no such experiment; allowed: a"),
+        ({"a": CARD.replace("question:", "questions:")}, r"claims/a\.yaml\.question: missing key"),
+        (
+            {"a": CARD.replace("scales: [quick, paper]", "scales: [papr]", 1)},
+            "scales: found 'papr'",
+        ),
+    ],
+)
+def test_files_of_claims(tmp_path: Path, files: dict[str, str], message: str | None) -> None:
+    (tmp_path / "claims").mkdir()
+    for name, text in files.items():
+        (tmp_path / f"claims/{name}.yaml").write_text(text)
+    params = {"scale": "paper", "experiments": {"a": {}}, "runs": {}, "paper": {}, "quick": {}}
+    if message is None:
+        validate_claims(params, tmp_path / "claims")
+        return
+    with pytest.raises(InputError, match=message) as error:
+        validate_claims(params, tmp_path / "claims")
+    assert "\n" not in str(error.value)

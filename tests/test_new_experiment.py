@@ -1,57 +1,103 @@
-"""A new experiment takes one folder and a params section; dvc.yaml stays as it is."""
+"""`toycircuits new-experiment` writes an experiment that works; dvc.yaml stays as it is."""
 
-import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from project import ROOT, python
+from project import ROOT, environment_of
 from ruamel.yaml import YAML
 
-SECTIONS = {
-    "data": {"n_tokens": 7, "seed": 0},
-    "model": {"d_model": 8},
-    "train": {
-        **{"optimizer": "AdamW", "lr": 0.01, "betas": [0.9, 0.999], "weight_decay": 0.0},
-        **{"batch_size": None, "unit": "step", "length": 150, "log_every": 50},
-        **{
-            "checkpoint_every": 50,
-            "schedule": None,
-            "clip_grad_norm": None,
-            "stop": None,
-            "compile": False,
-        },
-        **{"weight_seeds": [0], "batch_seeds": None},
-    },
-    **{"measure": {}, "ablate": {}, "render": {}},
-}
+from toycircuits.config import InputError
+from toycircuits.new_experiment import create
+
+NAME = "say_again"
+
+
+def project(folder: Path) -> Path:
+    """What a project is made of, without results."""
+    for name in ("src", "stages", "claims", "tests/experiments"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def toycircuits(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", "from toycircuits.cli import run; run()", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment_of(PYTHONPATH=str(folder / "src")),
+    )
 
 
 @pytest.mark.slow
-def test_a_new_slice_runs_end_to_end(tmp_path: Path) -> None:
-    for name in ("src", "stages"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    slice_folder = tmp_path / "src/toycircuits/experiments/say_again"
-    shutil.copytree(ROOT / "tests/toy_slice", slice_folder)
-    (slice_folder / "__init__.py").touch()
-    params = {
-        "scale": "quick",
-        "experiments": {"new": {"slice": "say_again"}},
-        "runs": {"new_run": {"experiment": "new", "slice": "say_again"}},
-        "quick": {"new": SECTIONS},
-    }
+def test_a_new_experiment_runs_end_to_end(tmp_path: Path) -> None:
+    project(tmp_path)
+    before = (tmp_path / "params.yaml").read_text()
+    made = toycircuits(tmp_path, "new-experiment", NAME)
+    assert made.returncode == 0, made.stderr
+    lines = (tmp_path / "params.yaml").read_text().splitlines()
+    assert [line for line in before.splitlines() if line not in lines] == []  # comments and all
+    for path in made.stdout.splitlines()[:-1]:
+        assert (tmp_path / path).exists()
+    checked = toycircuits(tmp_path, "check")
+    assert checked.returncode == 0, checked.stderr
+
+    # The others are left out here: they take long.
+    yaml = YAML()
+    params = yaml.load((tmp_path / "params.yaml").read_text())
+    params["scale"] = "quick"
+    for key in ("experiments", "runs", "quick", "paper"):
+        params[key] = {NAME: params[key][NAME]}
+    for claims in (tmp_path / "claims").glob("*.yaml"):
+        if claims.stem != NAME:
+            claims.unlink()
     with (tmp_path / "params.yaml").open("w") as file:
-        YAML().dump(params, file)
-    python(tmp_path, "-m", "dvc", "init", "--no-scm", "--quiet")
-    own_code = {"PYTHONPATH": str(tmp_path / "src")}
-    python(tmp_path, "-c", "from toycircuits.cli import app; app()", "repro", **own_code)
-    tables = tmp_path / "reports/new/tables/new_run"
-    last = (tables / "training.csv").read_text().splitlines()[-1]
-    assert last.endswith(",1")  # it has learned to say every token again
-    ablated = (tables / "ablations.csv").read_text().splitlines()[-1]
-    assert float(ablated.rsplit(",", 1)[1]) < 0.5
-    assert "final_norm" in json.loads((tables / "metrics.json").read_text())["seed0"]
-    assert (tmp_path / "artifacts/figures/new/accuracy.json").exists()
-    assert (tmp_path / "reports/weights/new_run.safetensors").exists()
+        yaml.dump(params, file)
+    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
+    subprocess.run(dvc, cwd=tmp_path, check=True)
+    ran = toycircuits(tmp_path, "repro")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "not reproduced" not in (tmp_path / f"reports/{NAME}/claims.csv").read_text()
+    assert (tmp_path / f"artifacts/figures/{NAME}/accuracy.json").exists()
+    assert (tmp_path / f"reports/weights/{NAME}.safetensors").exists()
+    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
+    test += [f"tests/experiments/test_{NAME}.py", "-c", "/dev/null"]
+    environment = environment_of(PYTHONPATH=str(tmp_path / "src"))
+    subprocess.run(test, cwd=tmp_path, env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Say-Again", "found the name 'Say-Again'; allowed: lower-case letters, digits and _"),
+        ("class", "found the name 'class'; allowed"),
+        ("list_copy_10", "there is claims/list_copy_10.yaml already"),
+        ("linear_regression_h1", "there is runs.linear_regression_h1 of params.yaml already"),
+        ("modular_arithmetic", "there is src/toycircuits/experiments/modular_arithmetic already"),
+    ],
+)
+def test_names_that_cannot_be_write_nothing(tmp_path: Path, name: str, message: str) -> None:
+    project(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError) as error:
+        create(tmp_path, name)
+    assert message in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_params_laid_out_otherwise_are_left_alone(tmp_path: Path) -> None:
+    project(tmp_path)
+    text = (tmp_path / "params.yaml").read_text() + "other: {list_copy_10: {}}\n"
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(
+        InputError, match=r"params.yaml: \w+: laid out so that no entry can be added"
+    ):
+        create(tmp_path, NAME)
+    assert (tmp_path / "params.yaml").read_text() == text

@@ -14,7 +14,8 @@ SRC = ROOT / "src"
 SLICES = sorted(path.parent.name for path in SRC.glob("toycircuits/experiments/*/task.py"))
 SLICE_FILES = ("task", "model", "metrics", "ablations", "figures")
 STAGES = {stage: f"stages/{stage}.py" for stage in ("generate", "train", "measure", "ablate")}
-STAGES |= {"render": "stages/render.py", "publish": "stages/publish.py"}
+STAGES |= {stage: f"stages/{stage}.py" for stage in ("render", "publish", "section", "report")}
+STAGES |= {"check": "stages/check_claims.py"}
 
 # A slice may have an architecture of its own; dvc.yaml cannot say which slices have.
 OPTIONAL = {"src/toycircuits/transformer.py"}
@@ -72,6 +73,11 @@ def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     read = {f"${{scale}}.{name}.{section}" for section in sections}
     if "find_run" in text:
         read.add("runs.${key}" if stage != "publish" else "runs")
+    read |= {
+        "check": {"scale"},
+        "section": {"runs", "scale", "${scale}.${key}"},
+        "report": {"experiments", "runs", "scale", "${scale}"},
+    }.get(stage, set())
     assert read
     assert declared == read
 
@@ -108,13 +114,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The copy, after one run of everything."""
     copy = Project(tmp_path_factory.mktemp("pipeline") / "project")
     ran = copy.repro()
-    experiments = {
-        f"{stage}@{name}" for stage in ("generate", "render") for name in PARAMS["experiments"]
-    }
+    verbs = ("generate", "render", "check", "section")
+    experiments = {f"{verb}@{name}" for verb in verbs for name in PARAMS["experiments"]}
     runs = {
         f"{stage}@{name}" for stage in ("train", "measure", "ablate") for name in PARAMS["runs"]
     }
-    assert ran == experiments | runs | {"publish"}
+    assert ran == experiments | runs | {"publish", "report"}
     return copy
 
 
@@ -127,14 +132,24 @@ def test_nothing_runs_twice(project: Project) -> None:
 def test_two_at_a_time_in_another_order_leave_the_same_bytes(
     project: Project, tmp_path: Path
 ) -> None:
-    """All experiments, by forks of a warm interpreter: as `dvc repro` leaves them, lock and all."""
+    """All experiments, by forks of a warm interpreter: as `dvc repro` leaves them, lock and all.
+
+    But for the records of what ran where, which `dvc repro` does not keep, and the page with them.
+    """
     parallel = Project(tmp_path / "parallel")
     code, _, err = parallel.run("toycircuits", "repro", "-j", "2")
     assert code == 0, err
     assert len(project.results()) > 200
-    assert parallel.results() == project.results()
-    lock = "dvc.lock"
-    assert (parallel.folder / lock).read_text() == (project.folder / lock).read_text()
+    results, locks = [], []
+    for copy in (parallel, project):
+        results.append(copy.results())
+        lock = YAML(typ="safe").load((copy.folder / "dvc.lock").read_text())["stages"]
+        assert [*lock][-1] == "report"
+        locks.append([entry for entry in lock.items() if entry[0] != "report"])
+    assert results[0] == results[1]
+    assert locks[0] == locks[1]
+    recorded = json.loads((parallel.folder / "reports/stages.json").read_text())
+    assert {*recorded} == {name for name, _ in locks[0]}
     assert parallel.repro() == set()
     # A fork's interpreter started before it knew of its stage, so that the audit missed it.
     assert 2 <= len(list(parallel.audit.glob("*.json"))) < len(list(project.audit.glob("*.json")))
@@ -150,8 +165,7 @@ def test_every_experiment_leaves_tables_metrics_and_figures(
         tables = reports / "tables" / run
         assert (tables / "training.csv").read_text().count("\n") > 1
         assert (tables / "ablations.csv").read_text().count("\n") > 1
-        assert list((tables / "measure").glob("*.csv"))
-        assert json.loads((tables / "metrics.json").read_text())
+        assert (tables / "measure/metrics.csv").read_text().count("\n") > 1
     drawn = {path.stem for path in (project.folder / f"artifacts/figures/{experiment}").iterdir()}
     pictures = {path.stem for path in (reports / "figures").iterdir()}
     assert drawn
@@ -181,7 +195,8 @@ def test_stages_import_nothing_heavy_that_they_do_not_need(project: Project) -> 
     for log in project.audit.glob("*.json"):
         modules = set(json.loads(log.read_text())["modules"])
         assert not modules & {"transformers", "datasets", "torch._dynamo"}, log.stem
-        assert ("torch" in modules) == (not log.stem.startswith("render")), log.stem
+        without = log.stem.startswith(("render", "check", "section", "report"))
+        assert ("torch" in modules) == (not without), log.stem
         assert "sklearn" not in modules or log.stem == "measure@list_copy_10", log.stem
 
 
@@ -195,9 +210,10 @@ def test_an_edited_figure_reruns_only_the_rendering_of_its_slice(project: Projec
     text = path.read_text()
     path.write_text(text.replace('title="Loss over training"', 'title="Loss while training"'))
     assert path.read_text() != text
-    assert project.repro() == {"render@modular_subtraction"}
+    name = "modular_subtraction"
+    assert project.repro() == {f"render@{name}", f"section@{name}", "report"}
     path.write_text(text)
-    assert project.repro() <= {"render@modular_subtraction"}
+    assert project.repro() <= {f"render@{name}", f"section@{name}", "report"}
 
 
 @pytest.mark.slow
@@ -207,8 +223,8 @@ def test_a_changed_hyperparameter_reruns_only_what_depends_on_it(project: Projec
     project.write_params(params)
     ran = project.repro()
     name = "modular_subtraction"
-    own = {f"{stage}@{name}" for stage in ("train", "measure", "ablate", "render")}
-    assert ran == own | {"publish"}
+    verbs = ("train", "measure", "ablate", "render", "check", "section")
+    assert ran == {f"{verb}@{name}" for verb in verbs} | {"publish", "report"}
 
 
 @pytest.mark.slow

@@ -11,12 +11,16 @@ from typing import Any
 import kaleido
 import numpy as np
 import plotly.graph_objects as go
+import psutil
 import pytest
 
+from toycircuits import plotting
 from toycircuits.plotting import HEIGHT, SCALE, WIDTH, write_figures
 
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-HAS_CHROME = bool(os.environ.get("BROWSER_PATH")) or any(map(shutil.which, CHROMES))
+FOUND = [os.environ.get("BROWSER_PATH"), *map(shutil.which, CHROMES)]
+CHROME = next((path for path in FOUND if path), None)
+needs_chrome = pytest.mark.skipif(CHROME is None, reason="Chrome draws the pictures; none is here")
 
 
 def some_figures() -> dict[str, go.Figure]:
@@ -87,7 +91,7 @@ def test_the_figures_handed_in_are_not_changed(folders: tuple[Path, Path, Path])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_CHROME, reason="Chrome draws the pictures, and there is none here")
+@needs_chrome
 def test_pictures_are_drawn_at_their_size_and_the_same_twice(
     folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,3 +202,26 @@ def test_what_was_not_drawn_is_not_taken_for_a_picture(
     write_figures(some_figures(), *folders)
     assert set(content(folders[1])) == {"line.png", "small.png"}
     assert "small" in jobs
+
+
+@needs_chrome
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_browser_that_does_not_answer_is_started_once_more(
+    folders: tuple[Path, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recovers: bool,
+) -> None:
+    browser, starts = tmp_path / "browser", tmp_path / "starts"
+    answers = f'[ "$(wc -l <{starts})" -gt 1 ] && exec {CHROME} "$@"' if recovers else ""
+    version = '[ "$1" = --version ] && exit'
+    lines = ["#!/bin/sh", version, f"echo start >>{starts}", answers, "sleep 1000"]
+    browser.write_text("\n".join(lines))
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
+    monkeypatch.setattr(plotting, "STUCK_AFTER", 45.0 if recovers else 2.0)
+    write_figures(some_figures(), *folders)
+    assert starts.read_text().count("start") == 2
+    assert (folders[1] / "line.png").exists() == recovers
+    assert (folders[1] / "NOT_DRAWN.txt").exists() != recovers
+    assert not [p for p in psutil.Process().children(recursive=True) if p.name() == "sleep"]

@@ -1,7 +1,6 @@
 """DVC's cache: which of its objects are damaged. DVC trusts an object because of its name."""
 
 import hashlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +8,19 @@ from toycircuits.config import InputError
 
 
 def cache_folder(root: Path) -> Path:
-    """Where the cache of the project at `root` stands."""
-    done = subprocess.run(
-        ["dvc", "cache", "dir"], cwd=root, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise InputError(f"dvc cache dir: {' '.join(done.stderr.split())}")
-    return Path(done.stdout.strip())
+    """Where the cache of the project at `root` stands (`dvc cache dir`).
+
+    Raises:
+        InputError: DVC finds no repository there, or its settings are wrong.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            return Path(repo.cache.local_cache_dir)
+    except DvcException as error:
+        raise InputError(f"{root}: {' '.join(str(error).split())}") from None
 
 
 def damaged(cache: Path) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from toycircuits import config, layout
 from toycircuits.lean import import_transformer_lens
@@ -13,21 +14,142 @@ from toycircuits.lean import import_transformer_lens
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def main() -> None:
+EXIT_CODES = """
+Exit codes: 0, done; 1, something that was asked for is not so (a stage failed, results are stale,
+the doctor found a failure); 2, bad input, with one line that names it; 70, an error nobody foresaw.
+"""
+
+
+@app.callback(epilog=EXIT_CODES)
+def main(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="show the traceback of an unforeseen error")
+    ] = False,
+) -> None:
     """Published toy-model circuits that run, and are checked, with one command."""
+
+
+def run() -> None:
+    """What the `toycircuits` script calls: an unforeseen error is one line, too."""
+    try:
+        app(prog_name="toycircuits")
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        hint = "`toycircuits --debug ...` shows where"
+        typer.echo(f"error: {type(error).__name__}: {text}; {hint}", err=True)
+        sys.exit(os.EX_SOFTWARE)
+
+
+@app.command("list")
+def list_runs() -> None:
+    """Experiments and runs, and whether the results of each are fresh, stale or missing.
+
+    Fresh results belong to code and settings; DVC's cache is not needed to tell.
+    """
+    with config.exit_on_bad_input():
+        from toycircuits.overview import listing
+
+        go_to_project()
+        Console().print(listing(config.read_params(), Path.cwd()))
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="a run or an experiment")]) -> None:
+    """Settings, metrics and claims of a run or an experiment, and where its files are.
+
+    Example: toycircuits show list_copy_10
+    """
+    with config.exit_on_bad_input():
+        from toycircuits.overview import description
+
+        go_to_project()
+        Console().print(description(config.read_params(), name))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="a git revision, a `dvc exp` name, or a run")],
+    b: Annotated[str, typer.Argument(help="another")] = "workspace",
+    out: Annotated[Path, typer.Option(help="page with the training curves of both")] = Path(
+        "compare.html"
+    ),
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="print Markdown, as for a pull request")
+    ] = False,
+) -> None:
+    """Params, metrics and claims in which two revisions differ, and their training curves.
+
+    The files as they are count as the revision "workspace". Two runs are compared as they are.
+
+    Examples: toycircuits compare HEAD; toycircuits compare HEAD my-experiment;
+    toycircuits compare linear_regression_h1 linear_regression_h2
+    """
+    with config.exit_on_bad_input():
+        from toycircuits import comparison
+
+        out = out.absolute()  # as meant where the command was given
+        go_to_project()
+        sides = comparison.sides(Path.cwd(), (a, b))
+        found = comparison.differences(*sides)
+        if markdown:
+            typer.echo(comparison.as_markdown(found))
+        else:
+            Console().print(comparison.as_tables(found))
+        number = comparison.write_page(*sides, out)
+        told = f"training curves: {os.path.relpath(out)}" if number else "same curves"
+        typer.echo(told, err=markdown)
+
+
+@app.command("new-experiment")
+def new_experiment(
+    name: Annotated[str, typer.Argument(help="lower-case letters, digits and _")],
+) -> None:
+    """Write an experiment to begin with: code, settings, claims and a test, all of which work.
+
+    Example: toycircuits new-experiment induction; make reproduce
+    """
+    with config.exit_on_bad_input():
+        from toycircuits.new_experiment import create
+
+        go_to_project()
+        for path in create(Path.cwd(), name):
+            typer.echo(path)
+        typer.echo(f"next: `toycircuits repro --scale quick section@{name}`; CONTRIBUTING.md")
+
+
+@app.command()
+def doctor() -> None:
+    """Look whether everything is there that a reproduction needs, and say how to mend what is not.
+
+    Exit code 1 if something fails.
+    """
+    with config.exit_on_bad_input():
+        from toycircuits.doctor import examine
+
+        go_to_project()
+        failed = False
+        for finding in examine(Path.cwd()):
+            failed |= finding.state == "failure"
+            typer.echo(f"{finding.state:8} {finding.what}: {finding.found}")
+            if finding.mend:
+                typer.echo(f"{'':8} {finding.mend}")
+        raise typer.Exit(failed)
 
 
 @app.command()
 def check() -> None:
-    """Validate every setting of params.yaml, at every scale."""
+    """Validate every setting of params.yaml, at every scale, and the files of claims."""
     with config.exit_on_bad_input():
         import_transformer_lens()
-        from toycircuits.validation import validate
+        from toycircuits.validation import validate, validate_claims
 
         go_to_project()
-        validate(config.read_params())
-        typer.echo("params.yaml: every setting of every scale is valid")
+        params = config.read_params()
+        validate(params)
+        validate_claims(params, Path("claims"))
+        typer.echo("params.yaml, claims/: every setting of every scale and every claim is valid")
 
 
 @app.command()
@@ -50,6 +172,12 @@ def repro(
     downstream: Annotated[
         bool, typer.Option("--downstream", help="TARGETS and all that needs them")
     ] = False,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="settings of this scale, in a copy of the project in a folder of its name"
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="who runs the commands: local, dask, slurm, pbs, sge, lsf, ...")
     ] = "local",
@@ -68,8 +196,37 @@ def repro(
 
         go_to_project()
         options = Options(jobs, dry, force, keep_going, single_item, downstream, per_device)
-        code = reproduce(targets or [], options, engine, scheduler)
+        code = reproduce(targets or [], options, scale, engine, scheduler)
         raise typer.Exit(code)
+
+
+@app.command()
+def figures(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="EXPERIMENT/NAME, or EXPERIMENT; all by default")
+    ] = None,
+    file_format: Annotated[str, typer.Option("--format", help="pdf, svg or png")] = "pdf",
+    width: Annotated[
+        str, typer.Option(help="column (3.25 inches), page (6.75), or a number of inches")
+    ] = "column",
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("figures"),
+    title: Annotated[bool, typer.Option("--title", help="keep the titles")] = False,
+) -> None:
+    """Draw figures for print: laid out for their width, with text of 8 points.
+
+    They are those that `repro` has drawn. Exit code 2: bad input, or no Chrome to draw with.
+    """
+    with config.exit_on_bad_input():
+        from toycircuits import export
+
+        out = out.absolute()  # as meant where the command was given
+        go_to_project()
+        if file_format not in export.FORMATS:
+            allowed = ", ".join(export.FORMATS)
+            raise config.InputError(f"--format: found {file_format!r}; allowed: {allowed}")
+        inches, found = export.inches(width), export.find(names or [])
+        for path in export.write(found, file_format, inches, out, title):
+            typer.echo(os.path.relpath(path))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Do lock, code, params and committed results belong together? Answered without DVC's cache."""
 
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ def stale(root: Path) -> list[str]:
     git with dvc.lock. Its exit code alone is not reliable, and it misses two things, which are
     looked at here: lock entries without a stage, and committed results that are absent.
     """
-    dry = _run(root, "dvc", "repro", "--allow-missing", "--dry")
+    dry = _dry_run(root)
     problems = [line for line in dry.stdout.splitlines() if line.startswith("Running stage")]
     if dry.returncode or "Data and pipelines are up to date." not in dry.stdout:
         problems = problems or (dry.stdout + dry.stderr).strip().splitlines()[-3:]
@@ -39,6 +40,11 @@ def stale(root: Path) -> list[str]:
     return problems + [f"pictures were not drawn: {file}" for file in undrawn]
 
 
+def outdated(root: Path) -> set[str]:
+    """Names of the stages that would run, were all results that only DVC's cache has there."""
+    return set(re.findall(r"^Running stage '([^']+)'", _dry_run(root).stdout, re.MULTILINE))
+
+
 def orphans(root: Path, params: Mapping[str, Any]) -> list[Path]:
     """Folders of tables whose run is gone from params.yaml; figures would go on showing them."""
     folders = sorted(path.relative_to(root) for path in root.glob("reports/*/tables/*/"))
@@ -47,6 +53,10 @@ def orphans(root: Path, params: Mapping[str, Any]) -> list[Path]:
         for folder in folders
         if params["runs"].get(folder.name, {}).get("experiment") != folder.parts[1]
     ]
+
+
+def _dry_run(root: Path) -> subprocess.CompletedProcess[str]:
+    return _run(root, "dvc", "repro", "--allow-missing", "--dry")
 
 
 def _run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ from transformer_lens import HookedRootModule
 
 from toycircuits.checkpoints import Trajectory
 from toycircuits.config import InputError, Settings, at_key
+from toycircuits.members import member_folders
 from toycircuits.training import TrainSettings
 
 
@@ -51,8 +52,8 @@ class Member:
 
 
 def load_members(folder: Path, device: torch.device) -> Iterator[Member]:
-    """The models whose trajectories stand in `folder`, in the order of their names."""
-    paths = sorted(path for path in folder.glob("*") if path.is_dir())
+    """The models whose trajectories stand in `folder`, by variant and then by seed."""
+    paths = member_folders(folder)
     if not paths:
         raise InputError(f"{folder}: no trajectory here")
     for path in paths:

@@ -5,18 +5,25 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
+import psutil
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by most.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 GREY = "#777777"  # controls, floors, chance
+DASHES = ("solid", "dash", "dot", "dashdot")  # a second means where colours are more than four
 SEQUENTIAL = "Viridis"
 DIVERGING = "RdBu"
+STUCK_AFTER = 120.0  # seconds without a new picture; one takes half a second, a start of Chrome ten
 WIDTH, HEIGHT, SCALE = 760, 440, 2  # pixels of a static picture, and their multiplier
 
 AXIS = {
@@ -27,6 +34,13 @@ AXIS = {
     "zeroline": False,
     "automargin": True,
     "exponentformat": "power",
+}
+# Plotly sets powers of ten a quarter larger than other ticks, which have 14 pixels.
+LOG = {"type": "log", "tickfont_size": 14 / 1.25, "exponentformat": "power"}
+LOG_AXIS = LOG | {"dtick": 1}
+LEGEND_BELOW = {  # clear of the axis titles, however high the figure
+    **{"orientation": "h", "xref": "container", "x": 0.5, "xanchor": "center"},
+    **{"yref": "container", "y": 0.01, "yanchor": "bottom"},
 }
 TEMPLATE = go.layout.Template(
     layout=go.Layout(
@@ -39,7 +53,7 @@ TEMPLATE = go.layout.Template(
         paper_bgcolor="white",
         plot_bgcolor="white",
         margin={"l": 76, "r": 24, "t": 56, "b": 76},
-        xaxis=AXIS,
+        xaxis=AXIS | {"exponentformat": "SI"},  # steps: 20k takes less room than a power of ten
         yaxis=AXIS,
         colorscale={"sequential": SEQUENTIAL, "diverging": DIVERGING},
         coloraxis={"colorbar": {"title": {"side": "right"}}},
@@ -75,8 +89,8 @@ def write_figures(
     kept.mkdir(parents=True, exist_ok=True)
     drawing_with = _versions()
     known_as, to_draw = {}, []
-    for name, figure in figures.items():
-        text = figure.to_json()
+    for order, (name, figure) in enumerate(figures.items()):
+        text = figure.update_layout(meta={"order": order}).to_json()
         (json_folder / f"{name}.json").write_text(text)
         picture = png_folder / f"{name}.png"
         known_as[picture] = kept / f"{_digest(text, *drawing_with)}.png"
@@ -108,26 +122,82 @@ def write_figures(
 
 
 def _draw(figures: Sequence[tuple[go.Figure, Path]]) -> None:
-    """Draw each figure to its path, with one start of Chrome, which costs as much as ten of them.
+    """Draw each figure to its path, at the size it has."""
+    draw_pictures(
+        [
+            {
+                "fig": figure,
+                "path": path,
+                "opts": {
+                    "width": figure.layout.width or WIDTH,
+                    "height": figure.layout.height or HEIGHT,
+                    "scale": SCALE,
+                },
+            }
+            for figure, path in figures
+        ]
+    )
+
+
+def draw_pictures(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Let Kaleido draw `jobs`, with one start of Chrome, which costs as much as ten pictures.
+
+    On a busy machine Chrome may fail to answer its very first message, and Kaleido waits for ever:
+    a Chrome that leaves no new picture for `STUCK_AFTER` seconds is killed, and once started anew.
 
     Without MathJax, which Kaleido would otherwise ask a server for before each picture; no label
     has mathematics that plotly's own HTML tags cannot set.
+
+    Args:
+        jobs: `fig`, `path` and `opts` of each picture, as `kaleido.write_fig_from_object` has them.
+
+    Raises:
+        Exception: what Kaleido raises, of many classes; what is drawn by then stays.
     """
     import kaleido
 
-    jobs = [
-        {
-            "fig": figure,
-            "path": path,
-            "opts": {
-                "width": figure.layout.width or WIDTH,
-                "height": figure.layout.height or HEIGHT,
-                "scale": SCALE,
-            },
-        }
-        for figure, path in figures
-    ]
-    kaleido.write_fig_from_object_sync(jobs, cancel_on_error=True, kopts={"mathjax": False})
+    paths: list[Path] = [job["path"] for job in jobs]
+    for last in (False, True):
+        left = [job for job in jobs if not _is_drawn(job["path"])]
+        with _ending_what_is_stuck(paths) as stuck:
+            try:
+                kaleido.write_fig_from_object_sync(
+                    left, cancel_on_error=True, kopts={"mathjax": False}
+                )
+                return
+            except Exception:
+                if last or not stuck.is_set():
+                    raise
+
+
+@contextmanager
+def _ending_what_is_stuck(paths: Sequence[Path]) -> Iterator[threading.Event]:
+    """Kill processes that were started meanwhile, once no picture comes; the event tells of it."""
+    done, stuck = threading.Event(), threading.Event()
+    before = {*psutil.Process().children(recursive=True)}
+
+    def watch() -> None:
+        drawn, since = 0, time.monotonic()
+        while not done.wait(min(1, STUCK_AFTER / 4)):
+            if (now := sum(map(_is_drawn, paths))) != drawn:
+                drawn, since = now, time.monotonic()
+            elif time.monotonic() - since > STUCK_AFTER:
+                stuck.set()
+                for process in {*psutil.Process().children(recursive=True)} - before:
+                    with suppress(psutil.Error):
+                        process.kill()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield stuck
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _is_drawn(picture: Path) -> bool:
+    return picture.exists() and picture.stat().st_size > 0  # Kaleido makes it empty first
 
 
 def _is_whole(picture: Path) -> bool:
@@ -136,11 +206,16 @@ def _is_whole(picture: Path) -> bool:
     return content.startswith(b"\x89PNG\r\n") and content.endswith(b"IEND\xaeB`\x82")
 
 
-def _versions() -> list[str]:
-    """What decides the look of a figure beside itself: this code, libraries, and the browser."""
+def find_browser() -> str:
+    """Path of the Chrome or Chromium that Kaleido will draw with; "" if there is none."""
     from choreographer.browsers.chromium import Chromium
 
-    browser = os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False) or ""
+    return os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False) or ""
+
+
+def _versions() -> list[str]:
+    """What decides the look of a figure beside itself: this code, libraries, and the browser."""
+    browser = find_browser()
     state = Path(browser).stat() if Path(browser).is_file() else None
     try:  # a launcher's file may stay when what it launches is renewed
         told = subprocess.run([browser, "--version"], capture_output=True, timeout=20, check=False)

@@ -1,14 +1,16 @@
-"""Check all of params.yaml before any work, so that a slip in the last stage costs nothing."""
+"""Check all of params.yaml and the claims before any work: a slip at the end costs nothing."""
 
 import importlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
 from pydantic import Field
 
+from toycircuits.claims import read_card
 from toycircuits.config import (
     STRUCTURE,
     InputError,
@@ -45,6 +47,30 @@ def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None
             _check_experiment(at_scale, name)
         for name in params["runs"]:
             _check_run(at_scale, name)
+
+
+def validate_claims(params: Mapping[str, Any], folder: Path) -> None:
+    """Raise an `InputError` for the first thing that is wrong in the files of claims in `folder`.
+
+    Each experiment has one, and each of its claims can be compared at a scale that there is.
+    """
+    names = set(params["experiments"])
+    if strays := {path.stem for path in folder.glob("*.yaml")} - names:
+        raise InputError(
+            f"{folder / min(strays)}.yaml: no such experiment; allowed: {_list(names)}"
+        )
+    for name in params["experiments"]:
+        path = folder / f"{name}.yaml"
+        if not path.exists():
+            raise InputError(f"{path}: missing; an experiment says there what it claims")
+        for claim in read_card(path).claims:
+            if strays := set(claim.scales) - set(scales(params)):
+                found = f"{path}: {claim.id}.scales: found {min(strays)!r}"
+                raise InputError(f"{found}; allowed: {_list(scales(params))}")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _check_structure(params: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ import json, sys
 from pathlib import Path
 from toycircuits.executor.bookkeeping import Bookkeeping, params_parsed_once
 from toycircuits.executor.engines import open_engine
+from toycircuits.executor.records import RECORDS, Records
 from toycircuits.executor.schedule import Schedule
 
 class Silent:
@@ -33,6 +34,10 @@ if __name__ == "__main__":
     with params_parsed_once(), open_engine(*engine) as opened:
         book = Bookkeeping(".")
         plan = book.plan(asked.pop("targets", []), **selection)
+        readers = {stage.addressing for stage in book.readers(str(RECORDS))}
+        if readers:
+            spent = Path(".resume/spent")
+            asked["records"] = Records(RECORDS, spent, readers, ["dvc.yaml"], Path())
         outcome = Schedule(book, plan, opened, Silent(), Path("logs"), **asked).run()
     print(json.dumps({"states": outcome.states, "not_stored": outcome.not_stored}))
     sys.exit(128 + outcome.signal if outcome.signal else 0)

@@ -372,7 +372,7 @@ def test_rows_of_heads_tell_what_else_is_in_the_circuits() -> None:
         made.layers[0].weight("Q")[0, 1, 3] += 0.05 * math.sqrt(6)
         made.layers[0].weight("Q")[0, -1, 2] += 0.7 * math.sqrt(6)  # meets the query's zero
         made.layers[0].weight("V")[0, 2, -1] = -0.02
-    (row,) = metrics.head_rows(metrics.circuits(made), 12)
+    (row,) = metrics.head_rows(metrics.circuits(made), 12, live_ratio=0.1)
     assert row["step"] == 12
     assert row["w_variance"] == pytest.approx(0, abs=1e-15)
     assert row["qk_other"] == pytest.approx(0.05)
@@ -383,6 +383,62 @@ def test_rows_of_heads_tell_what_else_is_in_the_circuits() -> None:
         before = made(some["z"], some["z_q"])
         made.layers[0].weight("Q")[0, -1] = 0
         assert torch.equal(made(some["z"], some["z_q"]), before)
+
+
+def test_heads_are_live_beside_the_strongest() -> None:
+    found = metrics.circuits(plant([0.3, -0.2, 0.1], [1.0, -3.0, 0.1]))  # |w mu| 0.3, 0.6, 0.01
+    assert [row["live"] for row in metrics.head_rows(found, 0, live_ratio=0.1)] == [1, 1, 0]
+    assert [row["live"] for row in metrics.head_rows(found, 0, live_ratio=0.6)] == [0, 1, 0]
+
+
+def test_moments_of_one_head_are_means_over_beta_and_noise() -> None:
+    data = settings(d=2, n_examples=6, delta=0.4)
+    made = task.sample(3, data, torch.Generator().manual_seed(0))
+    x, x_q = made["z"][:, :, :-1].double(), made["z_q"][:, :-1].double()
+    w = torch.tensor([0.2, 0.9]).double()
+    moment, square = metrics.one_head_sums(w, x, x_q, data.noise_variance)
+    draws = torch.Generator().manual_seed(1)
+    beta = torch.randn(200_000, 3, 2, generator=draws, dtype=torch.float64)
+    noise = torch.randn(200_000, 3, 6, generator=draws, dtype=torch.float64)
+    y = torch.einsum("nbd,bld->nbl", beta, x) + data.noise_variance**0.5 * noise
+    y_q = (beta * x_q).sum(2)
+    for one, own_moment, own_square in zip(w, moment, square, strict=True):
+        weights = (one * torch.einsum("bd,bld->bl", x_q, x)).softmax(1)
+        f = (y * weights).sum(2)
+        # Relative standard errors are about 0.3%.
+        assert own_moment.item() == pytest.approx((y_q * f).mean(0).sum().item(), rel=0.015)
+        assert own_square.item() == pytest.approx(f.pow(2).mean(0).sum().item(), rel=0.015)
+
+
+def test_best_single_head() -> None:
+    """Better than its neighbours on other sequences, and near 1 / sqrt(d) where d is large."""
+    parsed = metrics.MeasureSettings.parse(MEASURE | {"sequences": 16_384}, "measure")
+    table = metrics.one_head_table(settings(), parsed)
+    own, largest = table.iloc[0], table.iloc[-1]
+    some = sequences(20_000, seed=5)
+
+    def error(w: float, mu: float) -> float:
+        pair = torch.tensor([[w], [mu]]).double()
+        predicted = metrics.kernel(pair[0], pair[1], some["z"], some["z_q"], [40])[:, 0]
+        return float(((predicted - some["y_q"]) ** 2).mean())
+
+    w, mu = float(own["w"]), float(own["mu"])
+    at_best = error(w, mu)
+    assert at_best == pytest.approx(own["mse"], rel=0.05)
+    assert at_best < min(error(w * f, mu * g) for f, g in [(0.9, 1), (1.1, 1), (1, 0.9), (1, 1.1)])
+    assert own["standard_error"] < 0.01
+    assert abs(w - own["large_d_w"]) > 5 * own["standard_error"]
+    assert largest["w"] == pytest.approx(largest["large_d_w"], rel=0.1)
+
+
+def test_provenance_has_the_published_start() -> None:
+    made = make_model(settings(), 7, draw_first=128)
+    train = task.TrainSettings.parse(TRAIN | {"weight_seeds": [1024, 5]}, "train")
+    table = metrics.provenance({}, settings(), train, made)
+    values = table.groupby("item")["value"].agg(list)
+    assert [round(value, 4) for value in values["loss"]] == [4.7217, 5.2414]
+    published = [-1.0028, 0.5808, -0.0651, 0.5011, 1.9787]
+    assert [round(value, 4) for value in values["first_query"]] == published
 
 
 def test_mean_and_error_by_hand() -> None:

@@ -137,6 +137,10 @@ def test_last_partial_batch_is_kept(data: dict[str, Tensor], settings: task.Data
         stream = task.batches(data, settings, train, torch.Generator().manual_seed(0))
         assert [len(stream.next()["inputs"]) for _ in sizes] == sizes
         assert stream.per_epoch == len(sizes)
+        told = metrics.provenance(data, settings, train).groupby("item")["value"].agg(list)
+        assert told["batches_per_epoch"] == [len(sizes)]
+        assert told["unseen_lists"][:2] == [60, 0 if not drop_last else 10]
+        assert told["held_out_lists"] == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The layout `in_place` of the list-copy slice: numbers are copied where the separator stands."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ TRAIN |= {
     "weight_seeds": [0],
 }
 TRAIN |= {"batch_seeds": [0], "drop_last": True, "reshuffle": False}
-GRID = {"solved": 0.999, "plateau": [0.42, 0.52], "jumped": [0.8, 0.97]}
+GRID = {
+    **{"solved": 0.999, "plateau": [0.42, 0.52], "jumped": [0.8, 0.97]},
+    "batches": {"e_2l": "same order", "e_2l_reshuffle": "new orders"},
+}
 ABLATE = {"sample": [2, 1], "mean_lists": None}
 
 
@@ -61,6 +65,23 @@ def test_first_training_lists_and_sizes(
     assert (len(data["inputs"]), len(data["validation"])) == (8000, 2000)
 
 
+def test_provenance_tells_what_the_batches_leave_out(
+    published: tuple[task.DataSettings, dict[str, Tensor]],
+) -> None:
+    settings, data = published
+    unseen = {}
+    for reshuffle in (False, True):
+        train = task.TrainSettings.parse(TRAIN | {"reshuffle": reshuffle}, "train")
+        told = metrics.provenance(data, settings, train).groupby("item")["value"].agg(list)
+        assert told["first_lists"] == [60, 44, 28, 90, 93, 99, 19, 17, 49, 19]
+        assert (told["training_lists"], told["held_out_lists"]) == ([8000], [2000])
+        assert told["batches_per_epoch"] == [62]
+        unseen[reshuffle] = told["unseen_lists"]
+    assert unseen[False] == [8000, *[64] * 10]  # 8,000 less 62 batches of 128
+    assert unseen[True][:2] == [8000, 64]
+    assert 64 > unseen[True][2] >= unseen[True][10] == 0
+
+
 def test_parameters_of_the_main_run(
     published: tuple[task.DataSettings, dict[str, Tensor]],
 ) -> None:
@@ -71,6 +92,7 @@ def test_parameters_of_the_main_run(
 def test_params_say_what_was_published() -> None:
     params = read_params(ROOT / "params.yaml") | {"scale": "paper"}
     runs = [name for name in params["runs"] if name.startswith("list_copy_100")]
+    runs = [name for name in runs if not re.search("2l_(reshuffle|large)", name)]  # ours
     shapes = set()
     for name in runs:
         run = find_run(params, name)
@@ -227,16 +249,19 @@ def test_mean_patterns_are_those_of_the_validation_lists() -> None:
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
-    """Two models without variants and two runs of four cells, two seeds each; untrained."""
+    """Two runs without variants, two of four cells, and one more; two seeds each, untrained."""
     settings, data = make_data()
     measure = metrics.MeasureSettings.parse({"sample": [2, 1], "probe": None}, "measure")
     ablate = ablations.AblateSettings.parse(ABLATE, "ablate")
-    frozen = {"freeze_W_V": True, "freeze_W_O": True}
+    frozen: dict[str, Any] = {"freeze_W_V": True, "freeze_W_O": True}
     cases: list[tuple[str, str, dict[str, Any]]] = [("e", "", frozen), ("e_reshuffle", "", frozen)]
     for n_layers in (2, 3):
         for value, output in figures.FREEZING:
             shape = {"n_layers": n_layers, "freeze_W_V": value, "freeze_W_O": output}
             cases.append((f"e_{n_layers}l", f"{value}-{output}", shape))
+    shapes = {"no_LN": frozen | {"n_layers": 2}, "LN": frozen | {"n_layers": 2}}
+    shapes["LN"]["normalization"] = "LN"
+    cases += [("e_2l_reshuffle", name, shape) for name, shape in shapes.items()]
     parts: dict[str, list[pd.DataFrame]] = {}
     for run, variant, shape in cases:
         for seed in (0, 1):
@@ -280,7 +305,13 @@ def test_grid_table_puts_published_values_beside_their_cell(
     assert grid["step"].tolist()[4:] == [100] * 4
     assert ((grid["rate_low"] <= grid["rate"]) & (grid["rate"] <= grid["rate_high"])).all()
     assert list(compared["batch_orders"]["run"]) == ["e", "e_reshuffle"]
-    assert len(compared["models"]) == 2 * (2 + 8)
+    assert len(compared["models"]) == 2 * (2 + 8 + 2)
+    batches = compared["batches"][["norm", "batches", "models"]].to_numpy().tolist()
+    assert batches == [
+        ["no LN", "same order", 2],
+        ["no LN", "new orders", 2],
+        ["LN", "new orders", 2],
+    ]
 
 
 def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
@@ -291,11 +322,12 @@ def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
             assert figure.layout.title.text, name
     expected = ["loss", "accuracy", "batch_orders", "attention_sample", "attention_mean"]
     expected += ["attention_ranges", "ablations", "ablation_positions"]
-    expected += ["grid_table", "grid_accuracy", "grid_curves", "grid_outputs"]
+    expected += ["grid_table", "grid_accuracy", "grid_curves", "grid_outputs", "batches"]
     assert sorted(drawn) == sorted(expected)
     assert len(drawn["loss"].data) == 2 * 2  # the first run's alone
     assert len(drawn["batch_orders"].data) == 2 * 2 * 2
     assert len(drawn["grid_curves"].data) == 8 * 2
+    assert len(drawn["batches"].data) == 3 * 2
     heatmap = np.array(drawn["grid_accuracy"].data[0].z)
     assert heatmap.shape == (2, 4)
     assert (heatmap[1] > heatmap[0]).all()

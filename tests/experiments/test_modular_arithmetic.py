@@ -92,12 +92,16 @@ def planted(request: pytest.FixtureRequest) -> tuple[metrics.Tables, dict[str, A
 
 def test_planted_frequencies_come_back(planted: tuple[metrics.Tables, dict[str, Any]]) -> None:
     tables, values = planted
-    assert values["key_frequencies"] == PLANTED
+    assert tables["key_frequencies"]["frequency"].tolist() == PLANTED
     assert values["test_accuracy"] == 1.0
     logits = tables["logit_frequencies"]
     assert sorted(logits.nlargest(3, "cosine")["frequency"]) == PLANTED
     assert set(tables["neurons"]["frequency"]) == set(PLANTED)
     assert tables["neurons"]["share"].min() > 0.9 > 0.2 > tables["neurons"]["control"].max()
+    assert tables["neurons"]["key"].all()
+    assert values["n_key"] == len(PLANTED)
+    assert values["smallest_key_cosine"] == logits["cosine"].nlargest(3).min()
+    assert values["uniform_loss"] == pytest.approx(math.log(P))
 
 
 def test_restricted_loss_follows_the_task_and_not_the_controls(
@@ -214,8 +218,8 @@ def test_every_figure_is_drawn_also_of_a_network_that_found_nothing() -> None:
     network, data = make_model(settings), make_data(settings)
     states = [(0, network.state_dict()), (10, network.state_dict())]
     strict = SETTINGS.model_copy(update={"key_median_ratio": 1e6})
-    tables, values = metrics.measure(network, states, data, settings, strict)
-    assert values["key_frequencies"] == []
+    tables, _ = metrics.measure(network, states, data, settings, strict)
+    assert tables["key_frequencies"].empty
     tables["ablations"] = ablations.ablate(network, data, settings, ablations.AblateSettings())
     tables["training"] = tables["progress"][["step", "train_loss", "test_loss"]]
     labelled = {name: t.assign(run="r", variant="", seed=0) for name, t in tables.items()}

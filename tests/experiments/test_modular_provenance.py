@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toycircuits.experiments.modular_arithmetic import model, task
+from toycircuits.experiments.modular_arithmetic import metrics, model, task
 
 TRAIN = [(21, 31), (30, 98), (47, 10), (86, 21), (99, 83)]
 TEST = [(43, 40), (31, 42), (39, 63), (35, 61), (112, 102)]
@@ -33,6 +33,15 @@ def test_first_rows_of_the_split(
     rows = task.split(data, name)
     assert rows["tokens"][:5].tolist() == [[a, b, 113] for a, b in pairs]
     assert rows["labels"][:5].tolist() == labels
+
+
+def test_table_of_provenance() -> None:
+    settings, data = published_data()
+    values = metrics.provenance(data, settings).groupby("item")["value"].agg(list)
+    assert (values["training_pairs"], values["test_pairs"]) == ([3830], [8939])
+    for name, pairs in (("training", TRAIN), ("test", TEST)):
+        assert values[f"first_{name}_pairs"] == [n for pair in pairs for n in pair]
+        assert values[f"first_{name}_labels"] == [(a - b) % 113 for a, b in pairs]
 
 
 def test_sizes_of_the_split() -> None:

@@ -149,6 +149,17 @@ def test_only_the_sequential_holdout_starts_alike(paper: Data) -> None:
     assert len(pairs) == 16
 
 
+def test_provenance_tells_how_held_out_strings_start(paper: Data) -> None:
+    settings, data = paper
+    for split, starts in (("sequential", [[3], [2, 3]]), ("random", [[0, 1, 2, 3]] * 2)):
+        own = train_settings(split=split).select(data)
+        told = metrics.provenance(own, settings, None).groupby("item")["value"].agg(list)
+        sizes = [told[f"{name}strings"] for name in ("", "training_", "held_out_")]
+        assert sizes == [[65_536], [60_000], [5536]]
+        assert [told["held_out_x0"], told["held_out_x1"]] == starts
+        assert all(told[f"held_out_x{i}"] == [0, 1, 2, 3] for i in range(2, 8))
+
+
 def test_splits_follow_the_seed() -> None:
     (_, data), (_, again), (_, other) = make_data(), make_data(), make_data(seed=1)
     assert all(torch.equal(data[name], again[name]) for name in data)

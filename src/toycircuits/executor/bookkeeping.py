@@ -5,14 +5,16 @@ command and after it. One process does it, one stage at a time; between the two 
 come those of others. Written for DVC 3.67; tests/executor/test_bookkeeping.py fails when what is
 used here is not there any more.
 
-Three things are done otherwise, and none shows in what is left behind:
+Four things are done otherwise, and none shows in the results:
 
 - params.yaml is parsed once, not once a stage, which is nine tenths of the time of a `dvc repro`
   that has nothing to do;
 - dvc.lock is written once for several finished stages, and replaced in one step. Should this
   process be killed before, DVC's run cache has them;
 - dvc.lock gets the inputs as they were when the command started. DVC looks again at the end, and
-  would take a file edited meanwhile for what the results were made of.
+  would take a file edited meanwhile for what the results were made of;
+- the run cache gets every stage. DVC leaves out those with results that git keeps and that are no
+  plots or metrics, though it takes them from there as well as others.
 """
 
 import contextlib
@@ -164,6 +166,16 @@ class Bookkeeping:
         if locks := self._locks.pop(stage.addressing, None):
             locks.close()
 
+    def entry(self, stage: Stage) -> dict[str, Any]:
+        """What dvc.lock says of `stage`, as plain values: commands, inputs, settings, results."""
+        entry = to_lockfile(stage)[stage.name]
+        return dict(json.loads(json.dumps(entry)))
+
+    def readers(self, path: str) -> set[Stage]:
+        """Stages that name the file `path` as an input."""
+        whole = str(Path(path).resolve())
+        return {s for s in self._stages if any(dep.fs_path == whole for dep in s.deps)}
+
     def not_stored(self, stage: Stage) -> list[str]:
         """Results of a finished `stage` that are not in the cache: DVC goes on when it is full."""
         return [str(out) for out in stage.outs if out.use_cache and out.changed_cache()]
@@ -203,9 +215,7 @@ class Bookkeeping:
         """What `Stage.run` does after the command, but for a second look at the inputs."""
         stage.save_outs()
         stage.md5 = stage.compute_md5()
-        results = [out for out in stage.outs if not (out.is_metric or out.is_plot)]
-        if all(out.use_cache for out in results):
-            self.repo.stage_cache.save(stage)
+        self.repo.stage_cache.save(stage)
         stage.commit()
         self._unwritten.append(stage)
         self.abandon(stage)

@@ -21,10 +21,15 @@ from toycircuits.executor.bookkeeping import (
 )
 from toycircuits.executor.display import Display
 from toycircuits.executor.engines import NAMES, open_engine
+from toycircuits.executor.records import RECORDS, Records
 from toycircuits.executor.schedule import Outcome, Schedule, State
 from toycircuits.freshness import orphans
+from toycircuits.layout import RESUME
+from toycircuits.side_tree import side_tree
 
 LOGS = Path("logs")
+PAGE = Path("reports/index.html")
+CODE = ("dvc.yaml", "src", "stages")  # settings are recorded by themselves
 UP_TO_DATE = "Data and pipelines are up to date."  # as DVC says it
 
 
@@ -42,9 +47,16 @@ class Options:
 
 
 def reproduce(
-    targets: Sequence[str], options: Options, engine: str = "local", scheduler: str | None = None
+    targets: Sequence[str],
+    options: Options,
+    scale: str | None = None,
+    engine: str = "local",
+    scheduler: str | None = None,
 ) -> int:
     """Reproduce `targets` of the project in the working folder; the exit code.
+
+    Args:
+        scale: if it is not that of params.yaml, reproduce in a folder of its name.
 
     Raises:
         InputError: a setting, a target, or the engine.
@@ -52,6 +64,9 @@ def reproduce(
     if engine not in NAMES:
         raise InputError(f"--engine: found {engine!r}; allowed: {', '.join(NAMES)}")
     console = Console(highlight=False, stderr=True)
+    source = Path.cwd()
+    tree = side_tree(source, scale) if scale else source
+    os.chdir(tree)
     params = read_params()
     with params_parsed_once(), ExitStack() as stack:
         try:
@@ -63,6 +78,7 @@ def reproduce(
             return _dry(book, plan, options.force)
         if not tried_with_this_dvc():
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
+        readers = {stage.addressing for stage in book.readers(str(RECORDS))}
         opened = stack.enter_context(open_engine(engine, options.jobs, scheduler))
         display = stack.enter_context(Display(console, len(plan), LOGS))
         schedule = Schedule(
@@ -74,6 +90,7 @@ def reproduce(
             force=options.force,
             keep_going=options.keep_going,
             before_first=lambda: _check(params),
+            records=Records(RECORDS, RESUME / "spent", readers, CODE, source) if readers else None,
             devices=_devices(options.per_device) if engine == "local" else None,
         )
         outcome = schedule.run()
@@ -81,7 +98,10 @@ def reproduce(
     ran = [name for name, state in outcome.states.items() if state in ("done", "cached")]
     for experiment in params["experiments"]:
         if f"render@{experiment}" in ran:
-            console.print(f"{experiment}: reports/{experiment}/figures, summary and tables")
+            place = os.path.relpath(tree / "reports" / experiment, source)
+            console.print(f"{experiment}: {place}/figures, summary and tables")
+    if "report" in ran:
+        console.print(f"all of it on one page: {os.path.relpath(tree / PAGE, source)}")
     return code
 
 
@@ -110,9 +130,10 @@ def _check(params: dict[str, object]) -> None:
     from toycircuits.lean import import_transformer_lens
 
     import_transformer_lens()
-    from toycircuits.validation import validate
+    from toycircuits.validation import validate, validate_claims
 
     validate(params, [str(params.get("scale", ""))])
+    validate_claims(params, Path("claims"))
     for folder in orphans(Path.cwd(), params):
         text = "tables of no run in params.yaml, which figures would go on showing; remove them"
         print(f"note: {folder}: {text}", file=sys.stderr)

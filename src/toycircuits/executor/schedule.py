@@ -2,6 +2,7 @@
 
 import contextlib
 import heapq
+import json
 import signal
 import threading
 import time
@@ -12,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from toycircuits.executor.bookkeeping import Bookkeeping, Stage, commands
 from toycircuits.executor.engines import Engine
+from toycircuits.executor.records import Records
 from toycircuits.executor.worker import Job
 
 LOOK_EVERY = 0.25  # seconds between looks at progress and signals
@@ -66,6 +68,7 @@ class Schedule:
         plan: stages in DVC's order, and which of them each waits for.
         logs: folder that takes what each command prints.
         before_first: called once, before the first stage that is not up to date is touched.
+        records: told where and in what time each stage ran.
         devices: GPUs that stages are given, one each, which limits how many run at a time; None
             leaves that to the commands.
     """
@@ -80,12 +83,13 @@ class Schedule:
         force: bool = False,
         keep_going: bool = False,
         before_first: Callable[[], None] = lambda: None,
+        records: Records | None = None,
         devices: list[str] | None = None,
     ) -> None:
         self._book, self._plan, self._engine, self._observer = book, plan, engine, observer
         self._logs, self._force, self._keep_going = logs, force, keep_going
         self._before_first: Callable[[], None] | None = before_first
-        self._devices = devices
+        self._records, self._devices = records, devices
         self._place = {stage: number for number, stage in enumerate(self._order())}
         self._running: dict[Future[int], Stage] = {}
         self._used: dict[Stage, str] = {}
@@ -95,7 +99,7 @@ class Schedule:
         self._written = time.monotonic()
         self._no_more = False
         self._signalled, self._killed = 0.0, 0.0  # when the first and the second signal came
-        self._claims: list[Path] = []
+        self._claims: dict[Stage, list[Path]] = {}
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -116,7 +120,10 @@ class Schedule:
                 raise
             finally:
                 self._book.write_lock()
-                for file in (self._stop, *self._claims):
+                for file in (
+                    self._stop,
+                    *(claim for own in self._claims.values() for claim in own),
+                ):
                     file.unlink(missing_ok=True)
         return self.outcome
 
@@ -177,6 +184,7 @@ class Schedule:
             self._before_first = None
         try:
             if not self._book.begin(stage, self._force):
+                self._record(stage)
                 self._tell(stage, "cached")
                 self.outcome.not_stored += self._book.not_stored(stage)
                 return False
@@ -203,9 +211,10 @@ class Schedule:
             environment["CUDA_VISIBLE_DEVICES"] = self._used[stage]
         log = str(log_file(self._logs, stage.addressing).resolve())
         stop = str(self._stop.resolve())
-        self._claims.append(self._stop.with_suffix(f".claim{len(self._claims)}"))
-        claim = str(self._claims[-1].resolve())
-        job = Job(stage.addressing, commands(stage), stage.wdir, environment, log, stop, claim)
+        claim = self._stop.with_suffix(f".claim-{uuid.uuid4().hex[:8]}")
+        self._claims.setdefault(stage, []).append(claim)
+        told = (log, stop, str(claim.resolve()))
+        job = Job(stage.addressing, commands(stage), stage.wdir, environment, *told)
         self._running[self._engine.submit(job)] = stage
 
     def _finished(self) -> Iterator[Stage]:
@@ -251,12 +260,14 @@ class Schedule:
         if status == 0:
             try:
                 self._book.end(stage, self._engine.at_once)
+                self._record(stage)
                 self.outcome.not_stored += self._book.not_stored(stage)
             except Exception as error:  # as in DVC, whatever it is: this stage has failed
                 self._fail(stage, str(error))
             else:
                 self._tell(stage, "done")
             return
+        self._record(stage, ended=False)
         self._book.abandon(stage)
         if self.outcome.signal and status < 0:
             self._tell(stage, "stopped")
@@ -264,6 +275,24 @@ class Schedule:
         else:
             how = f"exit code {status}" if status > 0 else f"signal {-status}"
             self._fail(stage, how)
+
+    def _record(self, stage: Stage, ended: bool = True) -> None:
+        """Keep what is told of the run of `stage`; no word of it must stop a reproduction."""
+        if self._records:
+            with contextlib.suppress(OSError):
+                self._records.add(
+                    stage.addressing, self._book.entry(stage), self._told(stage), ended
+                )
+
+    def _told(self, stage: Stage) -> list[dict[str, Any]]:
+        """What the workers say of the attempts at `stage`."""
+        told = []
+        for claim in self._claims.get(stage, []):
+            with contextlib.suppress(OSError, ValueError):  # lost with its worker
+                said = json.loads(claim.read_text())
+                if isinstance(said, dict):
+                    told.append(said)
+        return told
 
     def _fail(self, stage: Stage, why: str) -> None:
         self._dead |= self._dependents(stage)

@@ -80,7 +80,8 @@ class Warm:
         """Start a command of `job`."""
         if not _is_plain_python(job, command):
             return start(job, command)
-        order = {"script": command.split()[1:], "folder": job.folder, "log": job.log}
+        places = {"folder": job.folder, "log": job.log, "claim": job.claim}
+        order = {"script": command.split()[1:], **places}
         fork = _Fork()
         with self._lock:
             self._after -= 1
@@ -166,11 +167,13 @@ def serve() -> None:
     while True:
         for key, _ in selector.select():
             if key.data:
-                number, pid = key.data
+                number, pid, claim = key.data
                 selector.unregister(key.fd)
                 os.close(key.fd)
-                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                answer(number=number, status=status)
+                _, status, used = os.wait4(pid, 0)
+                with contextlib.suppress(OSError), Path(claim).open("a") as file:
+                    print(used.ru_utime + used.ru_stime, file=file)
+                answer(number=number, status=os.waitstatus_to_exitcode(status))
                 continue
             if not (new := os.read(orders, 65536)):
                 return
@@ -187,7 +190,8 @@ def serve() -> None:
                     _become(order)
                 answer(number=order["number"], pid=pid)
                 exits = os.pidfd_open(pid)
-                selector.register(exits, selectors.EVENT_READ, (order["number"], pid))
+                data = (order["number"], pid, order["claim"])
+                selector.register(exits, selectors.EVENT_READ, data)
 
 
 def _become(order: dict[str, Any]) -> NoReturn:

@@ -4,14 +4,20 @@ The standard library and nothing else: a worker imports no DVC.
 """
 
 import contextlib
+import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 LOOK_EVERY = 0.1  # seconds between looks at whether to stop
 
@@ -28,6 +34,8 @@ class Job:
         log: file that takes what it prints, after what is there.
         stop: file that holds the number of a signal as soon as the command is to stop.
         claim: file that does not exist before the job runs: a cluster may try to run it again.
+            Whoever waits for a command adds a line to it, the seconds of processor time that it
+            took; in the end it says where the job ran, and how long.
     """
 
     stage: str
@@ -56,7 +64,8 @@ def start(job: Job, command: str) -> Process:
     """
     shell = job.environment.get("SHELL") or os.environ.get("SHELL") or "/bin/sh"
     quiet = {"bash": ["--noprofile", "--norc"], "zsh": ["--no-rcs"]}.get(Path(shell).name, [])
-    supervisor = [sys.executable, "-I", "-S", "-c", SUPERVISOR] if sys.platform == "linux" else []
+    supervisor = [sys.executable, "-I", "-S", "-c", SUPERVISOR, job.claim]
+    supervisor = supervisor if sys.platform == "linux" else []
     with Path(job.log).open("ab") as log:
         return subprocess.Popen(
             [*supervisor, shell, *quiet, "-c", command],
@@ -72,7 +81,7 @@ def start(job: Job, command: str) -> Process:
 # The kernel tells a process that its parent has died, but not that process's children: a shell's
 # command would live on. So this one stays, does nothing else, and then kills its whole group.
 SUPERVISOR = """
-import ctypes, os, signal, subprocess, sys
+import ctypes, os, resource, signal, subprocess, sys
 parent = os.getppid()
 signal.signal(signal.SIGUSR1, lambda *_: os.killpg(0, signal.SIGKILL))
 ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
@@ -81,9 +90,15 @@ if os.getppid() != parent:
 passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]  # the group gets them, too
 before = [signal.signal(number, signal.SIG_IGN) for number in passed_on]
 child = subprocess.Popen(
-    sys.argv[1:], preexec_fn=lambda: [signal.signal(*pair) for pair in zip(passed_on, before)]
+    sys.argv[2:], preexec_fn=lambda: [signal.signal(*pair) for pair in zip(passed_on, before)]
 )
 status = child.wait()
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+try:
+    with open(sys.argv[1], "a") as claim:
+        print(used.ru_utime + used.ru_stime, file=claim)
+except OSError:
+    pass
 sys.exit(128 - status if status < 0 else status)
 """
 # What a shell says of a command that one of these has ended; other numbers are the command's own.
@@ -101,12 +116,37 @@ def execute(job: Job, starter: Starter = start) -> int:
         Path(job.claim).touch(exist_ok=False)
     except FileExistsError:
         return -signal.SIGKILL
-    status = 0
+    status, started = 0, time.monotonic()
     for command in job.commands:
         status = _watch(starter(job, command), Path(job.stop))
         if status:
             break
+    used = [float(line) for line in Path(job.claim).read_text().splitlines()]
+    told = {"seconds": time.monotonic() - started, "processor_seconds": sum(used) or None}
+    Path(job.claim).write_text(json.dumps(told | machine()))
     return status
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """This machine, and with what it computes."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not on Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    gpus = ""
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpus = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": named[0] if named else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "gpus": gpus.splitlines(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+    }
 
 
 def _watch(process: Process, stop: Path) -> int:

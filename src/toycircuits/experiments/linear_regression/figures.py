@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, DIVERGING, GREY
+from toycircuits.plotting import COLORS, DASHES, DIVERGING, GREY, LEGEND_BELOW
 from toycircuits.tables import MODEL, Z95, first_model, first_seeds
 
 HEADS = "heads"
@@ -21,7 +21,8 @@ DESCENT = "centred gradient descent, best rate"
 MSE = "mean squared error of y<sub>q</sub>"
 WEIGHTS = {"w": "w<sub>h</sub>", "mu": "μ<sub>h</sub>"}
 TICKS = [digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5)]
-LOG_AXIS = {"type": "log", "tickvals": TICKS, "tickformat": "~g"}
+FEW_DECADES = {"type": "log", "tickvals": TICKS, "tickformat": "~g"}
+NEAR = 0.03  # share of the best rate that claims allow a sum of w mu to be off
 CELL, COLUMNS = 150, 4  # pixels of a heatmap's side; heads beside each other
 ESTIMATORS = {  # colour and dash of each line over the number of examples
     "transformer": (COLORS[0], "solid"),
@@ -107,7 +108,7 @@ def losses(training: pd.DataFrame, reference: float) -> go.Figure:
                     col=column,
                 )
     figure.add_hline(reference, line_dash="dash", line_color=GREY)
-    figure.update_xaxes(title="optimiser step").update_yaxes(**LOG_AXIS).update_yaxes(
+    figure.update_xaxes(title="optimiser step").update_yaxes(**FEW_DECADES).update_yaxes(
         title=MSE, col=1
     )
     title = f"Loss over training (dashed: {DESCENT}, {reference:.3f})"
@@ -129,7 +130,11 @@ def dynamics(heads: pd.DataFrame) -> go.Figure:
                 figure.add_scatter(
                     x=line["step"],
                     y=line[name],
-                    line={"color": COLORS[head % len(COLORS)], "width": 1.5},
+                    line={
+                        "color": COLORS[head % len(COLORS)],
+                        "dash": DASHES[head // 4 % len(DASHES)],
+                        "width": 1.5,
+                    },
                     name=f"head {head}",
                     legendgroup=str(head),
                     showlegend=head not in shown,
@@ -163,10 +168,19 @@ def split_axes(figure: go.Figure, shape: tuple[int, int], row: int, col: int) ->
         update(tickvals=[(size - 2) / 2, size - 1], ticktext=["x", "y"], row=row, col=col)
 
 
-def symmetric(values: pd.Series, **place: object) -> dict[str, object]:
-    """A colour axis that is even about zero."""
-    limit = float(values.abs().max()) or 1.0
-    return {"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": place}
+def symmetric(table: pd.DataFrame, by: list[str], name: str, **place: object) -> dict[str, object]:
+    """A colour axis that is even about zero.
+
+    Colours end at three times what is usual of the matrices, one for each of `by`: a single large
+    one would leave the others white.
+    """
+    largest = table["value"].abs().groupby([table[column] for column in by]).max()
+    limit = min(float(largest.max()), 3 * float(largest.median())) or 1.0
+    bar = {"title": name, **place}
+    if limit < largest.max():
+        ends = {"tickvals": [-limit, 0, limit]}
+        bar |= ends | {"ticktext": [f"≤ {-limit:.2g}", "0", f"≥ {limit:.2g}"]}
+    return {"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar}
 
 
 def circuits(qk: pd.DataFrame, ov: pd.DataFrame) -> go.Figure:
@@ -201,15 +215,18 @@ def circuits(qk: pd.DataFrame, ov: pd.DataFrame) -> go.Figure:
             if values.shape[0] == 1:
                 figure.update_yaxes(showticklabels=False, ticks="", row=row + offset, col=col)
     for row in range(1, 2 * bands + 1):
-        figure.update_yaxes(title="OV<sup>T</sup>" if row % 2 == 0 else "QK", row=row, col=1)
+        title = "OV<sup>T</sup>" if row % 2 == 0 else "QK: query"
+        figure.update_yaxes(title=title, row=row, col=1)
         if row % 2 == 0:
             figure.update_xaxes(showticklabels=False, ticks="", row=row)
+        else:
+            figure.update_xaxes(title={"text": "key", "standoff": 0}, row=row)
     figure.update_xaxes(showgrid=False, showline=False)
     figure.update_yaxes(showgrid=False, showline=False)
     return figure.update_layout(
-        title="QK (row: query, column: key; the query's y is 0) and OV<sup>T</sup> (column: key)",
-        coloraxis=symmetric(qk["value"], len=0.5, y=1, yanchor="top", title="QK"),
-        coloraxis2=symmetric(ov["value"], len=0.5, y=0, yanchor="bottom", title="OV"),
+        title="QK and OV of every head (a query's y is 0)",
+        coloraxis=symmetric(qk, ["label", "head"], "QK", len=0.5, y=1, yanchor="top"),
+        coloraxis2=symmetric(ov, ["label", "head"], "OV", len=0.5, y=0, yanchor="bottom"),
         width=max(520, columns * (CELL + 40) + 200),
         height=height + 120,
         margin_t=100,
@@ -234,11 +251,12 @@ def qk_evolution(qk: pd.DataFrame) -> go.Figure:
             figure.add_heatmap(z=values, coloraxis="coloraxis", row=row, col=col)
             split_axes(figure, (values.shape[0], values.shape[1]), row, col)
     figure.update_xaxes(showgrid=False, showline=False, showticklabels=False, ticks="")
-    figure.update_xaxes(showticklabels=True, ticks="outside", row=len(heads))
+    figure.update_xaxes(showticklabels=True, ticks="outside", title="key", row=len(heads))
     figure.update_yaxes(showgrid=False, showline=False, autorange="reversed")
+    figure.update_yaxes(title="query", col=1)
     return figure.update_layout(
         title="QK over training (row: query, column: key; the query's y is always 0)",
-        coloraxis=symmetric(table["value"], title="QK"),
+        coloraxis=symmetric(table, ["step", "head"], "QK"),
         width=len(steps) * (CELL + 30) + 200,
         height=len(heads) * CELL + 160,
     )
@@ -287,13 +305,18 @@ def context(table: pd.DataFrame) -> go.Figure:
         for name, line in parts(model, "estimator"):
             band(figure, line, name, ESTIMATORS[name], showlegend=name not in seen, **place)
             seen.add(name)
-    figure.update_yaxes(type="log", dtick=1).update_yaxes(title=MSE, col=1)
+    drawn = first_seeds(table).query("estimator != 'ridge'")["mse"]
+    # Ridge regression falls by decades: shown to its end, it would leave the others flat.
+    lowest, highest = (float(np.log10(end)) for end in (drawn.min(), drawn.max()))
+    reach = [lowest - 0.15 * (highest - lowest), highest + 0.05 * (highest - lowest)]
+    figure.update_yaxes(**FEW_DECADES, range=reach).update_yaxes(title=MSE, col=1)
     figure.update_xaxes(title="examples in the context", row=rows)
+    floor = table.loc[table["estimator"] == "ridge", "mse"].min()
     return figure.update_layout(
-        title="Error over the number of examples (bands: 95% confidence)",
+        title=f"Error over the number of examples (bands: 95%; ridge falls to {floor:.1g})",
         height=320 * rows + 160,
         width=980,
-        legend={"orientation": "h", "y": -0.1, "yanchor": "top"},
+        legend=LEGEND_BELOW,
     )
 
 
@@ -313,7 +336,7 @@ def context_all(table: pd.DataFrame) -> go.Figure:
         for name, dash in (("zero", "dash"), (DESCENT, "dot")):
             line = first_model(own[own["estimator"] == name])
             band(figure, line, name, ("black", dash), showlegend=col == 1, **place)
-    figure.update_yaxes(**LOG_AXIS).update_yaxes(title=MSE, col=1)
+    figure.update_yaxes(**FEW_DECADES).update_yaxes(title=MSE, col=1)
     figure.update_xaxes(title="examples in the context")
     return figure.update_layout(
         title="Error of every model over the number of examples (bands: 95% confidence)",
@@ -362,7 +385,7 @@ def products(models: pd.DataFrame) -> go.Figure:
         hover_data=["seed"],
         color_discrete_sequence=COLORS,
         labels={"w_mu": "sum of w<sub>h</sub>μ<sub>h</sub>", "label": "", "group": ""},
-        title="Sum of w μ over the heads (dashed: best rate of gradient descent)",
+        title=f"Sum of w μ over the heads (dashed: best rate of descent; band: {NEAR:.0%} of it)",
     )
     figure.update_traces(marker={"size": 10, "opacity": 0.8}).update_xaxes(tickangle=60)
     known = table.dropna(subset=["published_w_mu"]).drop_duplicates("label")
@@ -370,7 +393,10 @@ def products(models: pd.DataFrame) -> go.Figure:
         mark = {"symbol": "diamond-open", "size": 14, "color": "black"}
         points = {"x": known["label"], "y": known["published_w_mu"], "mode": "markers"}
         figure.add_scatter(**points, marker=mark, name="published")
-    return figure.add_hline(table["best_rate"].iloc[0], line_dash="dash", line_color=GREY)
+    best = table["best_rate"].iloc[0]
+    ends = {"y0": (1 - NEAR) * best, "y1": (1 + NEAR) * best}
+    figure.add_hrect(**ends, fillcolor=GREY, opacity=0.2, line_width=0, layer="below")
+    return figure.add_hline(best, line_dash="dash", line_color=GREY)
 
 
 def final_losses(models: pd.DataFrame) -> go.Figure:
@@ -393,7 +419,7 @@ def final_losses(models: pd.DataFrame) -> go.Figure:
             )
     figure.add_hline(0, line_dash="dash", line_color=GREY)
     figure.update_yaxes(range=[-near / 2, near], row=1, col=2).update_xaxes(tickangle=60)
-    figure.update_yaxes(title="loss less that of gradient descent", row=1, col=1)
+    figure.update_yaxes(title="mean squared error above it", row=1, col=1)
     return figure.update_layout(
         title=f"Final loss above that of {DESCENT} (bars: 95% confidence)", width=980
     )
@@ -429,12 +455,14 @@ def head_pruning(ablations: pd.DataFrame) -> go.Figure:
         none = model.loc[model["component"] == "none", "loss"].item()
         figure.add_hline(none, line_dash="dash", line_color="black", **place)
     figure.update_xaxes(type="category").update_yaxes(title=MSE, col=1)
-    figure.update_xaxes(title="head, or layer.head", row=rows)
+    for index in range(max(0, len(models) - columns), len(models)):  # the lowest of each column
+        place = {"row": index // columns + 1, "col": index % columns + 1}
+        figure.update_xaxes(title="head, or layer.head", **place)
     return figure.update_layout(
         title="Error with one head pruned (dashed: nothing pruned)",
         width=max(760, 270 * columns + 60),
         height=250 * rows + 160,
-        legend={"orientation": "h", "y": -0.14, "yanchor": "top"},
+        legend=LEGEND_BELOW,
     )
 
 

@@ -9,6 +9,8 @@ over the entries of x and an OV has its last entry alone, then one layer is the 
 and in the limit of small w, where the mu of the heads sum to zero, one step of gradient descent
 on the centred examples with the rate sum_h w_h mu_h, at best 1 / (1 + (1 + delta^2) d / L).
 
+With one head w cannot be small: the best one is near 1 / sqrt(d), the nearer the larger d.
+
 Errors are mean squared errors of predictions of y_q on fresh sequences, in float64. Controls: the
 network before training, and zero as prediction.
 """
@@ -26,13 +28,23 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from toycircuits.config import InputError, Settings
-from toycircuits.experiments.linear_regression.model import InContextAttention
-from toycircuits.experiments.linear_regression.task import MAX_NUMBERS, DataSettings, sample
+from toycircuits.experiments.linear_regression.model import InContextAttention, build
+from toycircuits.experiments.linear_regression.task import (
+    MAX_NUMBERS,
+    DataSettings,
+    TrainSettings,
+    loss,
+    sample,
+)
+from toycircuits.training import Optimizer
 
 Tables = dict[str, pd.DataFrame]
 Row = dict[str, float]
 Circuits = list[tuple[Tensor, Tensor]]  # of each layer: QK and OV, [head, d_model, d_model or 1]
 DESCENT = "centred gradient descent, best rate"
+LARGER = (1, 2, 4, 8)  # factors of d and L at which the best single head is looked for
+SCALED_W = np.arange(0.5, 2, 0.05)  # w sqrt(d) that are tried; the best lies between two of them
+PARTS = 16  # of the sequences, one left out at a time, for a standard error
 CHUNK = 64  # sequences evaluated at once; has no influence on any result but by rounding
 
 
@@ -112,8 +124,15 @@ def weights_of(layer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return qk.diagonal(dim1=1, dim2=2)[:, :-1].mean(1), ov[:, -1, -1]
 
 
-def head_rows(found: Circuits, step: int) -> Iterator[Row]:
-    """One row a head: w and mu, and how far QK and OV are from having nothing else.
+def live_heads(layer: tuple[Tensor, Tensor], ratio: float) -> Tensor:
+    """Which heads [head] have a |w mu| of at least `ratio` of the largest."""
+    w, mu = weights_of(layer)
+    strength = (w * mu).abs()
+    return strength >= ratio * strength.max()
+
+
+def head_rows(found: Circuits, step: int, live_ratio: float) -> Iterator[Row]:
+    """One row a head: w and mu, is it live, and how far QK and OV are from having nothing else.
 
     In one layer the last entry of the query is zero, so that the last row of QK is never read and
     keeps what it started with: it counts under `qk_unread`, not under `qk_other`.
@@ -132,6 +151,7 @@ def head_rows(found: Circuits, step: int) -> Iterator[Row]:
             "qk_other": read.abs().amax((1, 2)),
             "qk_unread": other[:, -1].abs().amax(1),
             "ov_other": rest.abs().amax((1, 2)),
+            "live": live_heads((qk, ov), live_ratio),
         }
         for head in range(len(qk)):
             values = {name: column[head].item() for name, column in columns.items()}
@@ -162,8 +182,7 @@ def sums(layer: tuple[Tensor, Tensor], task: DataSettings, live_ratio: float) ->
     """
     w, mu = weights_of(layer)
     positive, negative = mu.clamp(min=0).sum(), mu.clamp(max=0).sum()
-    strength = (w * mu).abs()
-    live = strength >= live_ratio * strength.max()
+    live = live_heads(layer, live_ratio)
     same_sign = (w.sign() == mu.sign())[live].double().mean()
     return {
         "n_heads": len(w),
@@ -294,6 +313,82 @@ def predictions(
     }
 
 
+# The best single head
+
+
+def one_head_sums(
+    w: Float[Tensor, " w"],
+    x: Float[Tensor, "batch example d"],
+    x_q: Float[Tensor, "batch d"],
+    noise_variance: float,
+) -> tuple[Float[Tensor, " w"], Float[Tensor, " w"]]:
+    """Sums over sequences of E[y_q f] and E[f^2], f = sum_i y_i softmax_i(w x_q.x_i).
+
+    Their means over beta and the noise are exact: with m the softmax's mean of x they are x_q.m and
+    |m|^2 plus the noise's variance times the sum of squared weights.
+    """
+    products = torch.einsum("bd,bld->bl", x_q, x).unsqueeze(1)
+    weights = (w.unsqueeze(1) * products).softmax(2)  # [batch, w, example]
+    mean = weights @ x
+    square = mean.pow(2).sum((0, 2)) + noise_variance * weights.pow(2).sum((0, 2))
+    return (weights * products).sum((0, 2)), square
+
+
+def best_of(w: np.ndarray, gain: np.ndarray) -> float:
+    """Where a parabola through the largest value of `gain` and its two neighbours is largest.
+
+    >>> best_of(np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 3.0, 3.0, 0.0]))
+    1.5
+    """
+    i = int(np.clip(gain.argmax(), 1, len(w) - 2))
+    left, mid, right = gain[i - 1 : i + 2]
+    return float(w[i] + (w[i + 1] - w[i]) * (left - right) / (left - 2 * mid + right) / 2)
+
+
+def one_head_table(task: DataSettings, settings: MeasureSettings) -> pd.DataFrame:
+    """The w of a single head with the least error, each w with its best mu, and standard errors.
+
+    Args:
+        task: its own d, and larger ones at the same d / L, on fewer sequences.
+
+    With A(w) = E[y_q f] and B(w) = E[f^2] the best mu is A / B, and the error d - A^2 / B.
+    """
+    rows = []
+    generator = torch.Generator().manual_seed(settings.seed)
+    for factor in LARGER:
+        d, length = task.d * factor, task.n_examples * factor
+        larger = task.model_copy(update={"d": d, "n_examples": length})
+        size = max(2, settings.sequences // (PARTS * factor**2))
+        grid = SCALED_W / d**0.5
+        parts = []
+        for _ in range(PARTS):
+            made = sample(size, larger, generator)
+            x, x_q = made["z"][:, :, :-1].double(), made["z_q"][:, :-1].double()
+            found = one_head_sums(torch.from_numpy(grid), x, x_q, larger.noise_variance)
+            parts.append(torch.stack(found).numpy() / size)
+        of_parts = np.stack(parts)
+        means = of_parts.mean(0)
+        without = (of_parts.sum(0) - of_parts) / (PARTS - 1)  # one part left out at a time
+        w, mu, mse = one_head_best(grid, means, d)
+        left_out = [one_head_best(grid, some, d)[0] for some in without]
+        error = float(np.std(left_out)) * (PARTS - 1) ** 0.5  # the jackknife's
+        rows.append(
+            {"d": d, "length": length, "sequences": size * PARTS, "w": w, "standard_error": error}
+            | {"mu": mu, "mse": mse, "large_d_w": d**-0.5}
+        )
+    return pd.DataFrame(rows)
+
+
+def one_head_best(
+    w: Float[np.ndarray, " w"], moments: Float[np.ndarray, "2 w"], d: int
+) -> tuple[float, float, float]:
+    """The best w of those that `moments` (A and B of each) tell of, its mu, and its error."""
+    moment, square = moments
+    best = best_of(w, moment**2 / square)
+    at_best = [float(np.interp(best, w, values)) for values in (moment, square)]
+    return best, at_best[0] / at_best[1], d - at_best[0] ** 2 / at_best[1]
+
+
 # Tables
 
 
@@ -381,12 +476,42 @@ def training_tables(
     for step, state in states:
         model.load_state_dict(dict(state))
         found = circuits(model)
-        heads += head_rows(found, step)
+        heads += head_rows(found, step, settings.live_ratio)
         if step in settings.qk_steps:
             qk += matrix_rows([layer[0] for layer in found], step)
         steps.append(step)
     ov = matrix_rows([layer[1] for layer in found], steps[-1])
     return {"heads": pd.DataFrame(heads), "qk": pd.DataFrame(qk), "ov": pd.DataFrame(ov)}
+
+
+def provenance(
+    data: Mapping[str, Tensor], task: DataSettings, train: TrainSettings, model: InContextAttention
+) -> pd.DataFrame:
+    """What training starts with for the first seed, whose start was published.
+
+    One generator gives a batch that is only shown, then, sown anew, the weights and the batches.
+
+    One row a number. `item`: first_query, the first x that is asked for; loss, those of the first
+    two steps.
+    """
+    seed = train.weight_seeds[0]
+    generator = torch.Generator().manual_seed(seed)
+    query = sample(train.batch_size, task, generator)["z_q"][0, : task.d]
+    generator.manual_seed(seed)
+    network = build(model.settings, task, generator)
+    optimizer = Optimizer(network, train)
+    losses = []
+    for _ in range(2):
+        value = loss(network, sample(train.batch_size, task, generator))
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    told = {"first_query": query.tolist(), "loss": losses}
+    return pd.DataFrame(
+        {"item": item, "index": index, "value": value}
+        for item, found in told.items()
+        for index, value in enumerate(found)
+    )
 
 
 def measure(
@@ -399,7 +524,8 @@ def measure(
     """All tables of one trained model, and the numbers that sum it up.
 
     The untrained network is the first checkpoint. The metric `kernel_gap` is the mean squared
-    difference of the transformer and its kernel estimator over the mean squared prediction.
+    difference of the transformer and its kernel estimator over the mean squared prediction;
+    `w_one_head_at_large_d` is the best w of a single head over 1 / sqrt(d), at the largest d tried.
     """
     checkpoints = iter(states)
     first = next(checkpoints)
@@ -419,4 +545,9 @@ def measure(
         gap = ((predicted["transformer"] - predicted["kernel"]) ** 2).mean()
         metrics |= summed
         metrics["kernel_gap"] = (gap / (predicted["transformer"] ** 2).mean()).item()
+        if summed["n_heads"] == 1:
+            table = tables["one_head"] = one_head_table(task, settings)
+            metrics |= {f"{name}_one_head": float(table[name].iloc[0]) for name in ("w", "mse")}
+            largest = table.iloc[-1]
+            metrics["w_one_head_at_large_d"] = float(largest["w"] / largest["large_d_w"])
     return tables, metrics

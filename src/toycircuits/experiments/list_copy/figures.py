@@ -14,11 +14,17 @@ import plotly.graph_objects as go
 from pydantic import Field
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, GREY, SEQUENTIAL, bare_facets
+from toycircuits.plotting import (
+    COLORS,
+    GREY,
+    LEGEND_BELOW,
+    LOG_AXIS,
+    SEQUENTIAL,
+    bare_facets,
+)
 from toycircuits.tables import MODEL, first_model, model_number, spread, wilson
 
 GREEN = COLORS[2]
-LEGEND_BELOW = {"orientation": "h", "y": -0.16, "x": 0.5, "xanchor": "center"}
 NATS = "cross-entropy (nats)"
 ABLATIONS = {
     ("none", "none"): "none",
@@ -53,6 +59,8 @@ class GridSettings(Settings):
     Attributes:
         solved: accuracy from which a model counts as copying.
         plateau, jumped: ranges of accuracy that models which do not are counted in.
+        batches: run -> how it draws its batches; its models with both matrices frozen and without
+            biases are compared by that.
         published_accuracy: run -> accuracy of its cells (both trained, W_O frozen, W_V frozen, both
             frozen).
         published_steps: run -> first and last step at which its cells were found solved.
@@ -61,6 +69,7 @@ class GridSettings(Settings):
     solved: float = Field(gt=0, le=1)
     plateau: tuple[float, float]
     jumped: tuple[float, float]
+    batches: dict[str, str]
     published_accuracy: dict[str, tuple[float, float, float, float]]
     published_steps: dict[str, tuple[Steps, Steps, Steps, Steps]]
 
@@ -211,7 +220,7 @@ def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
         for column, subset in enumerate(subsets, start=1):
             level = none[metric, subset]
             figure.add_hline(level, line_dash="dash", line_color=GREY, row=row, col=column)
-    return figure.update_layout(legend=LEGEND_BELOW | {"y": -0.08})
+    return figure.update_layout(legend=LEGEND_BELOW)
 
 
 def _facet(text: str) -> str:
@@ -313,7 +322,7 @@ def copying_loss(training: pd.DataFrame) -> go.Figure:
     own = first_run(training)
     title = f"Validation loss at the end: {at_end(own, 'loss'):.3g} nats"
     names = {"train_loss": "batch", "loss": "validation"}
-    figure = curves(own, names, NATS, title).update_yaxes(type="log", dtick=1)
+    figure = curves(own, names, NATS, title).update_yaxes(**LOG_AXIS)
     return figure.update_layout(legend={"y": 0.98})
 
 
@@ -348,7 +357,7 @@ def batch_orders(training: pd.DataFrame) -> go.Figure:
     figure.for_each_annotation(lambda note: note.update(text=""))
     figure.update_yaxes(matches=None)
     figure.update_yaxes(title="accuracy", row=2)
-    figure.update_yaxes(title=NATS, type="log", dtick=1, row=1)
+    figure.update_yaxes(title=NATS, **LOG_AXIS, row=1)
     return figure.update_layout(legend=LEGEND_BELOW)
 
 
@@ -377,12 +386,13 @@ def weight_ranges(ranges: pd.DataFrame) -> go.Figure:
 def outcomes(models: pd.DataFrame, keys: list[str], grid: GridSettings) -> pd.DataFrame:
     """Models of each group counted by where their final accuracy lies; a row a group.
 
-    `rate` is the share of solved ones, with its 95% interval; `step` their median last step.
+    `rate` is the share of solved ones, with its 95% interval; `step` their median last step;
+    `jump_step` the median over those counted as jumped.
     """
     rows = []
     for group, part in models.groupby(keys, sort=False):
         accuracy = part["accuracy"]
-        solved = accuracy >= grid.solved
+        solved, jumped = accuracy >= grid.solved, accuracy.between(*grid.jumped)
         low, high = wilson(int(solved.sum()), len(part))
         rows.append(
             {
@@ -390,17 +400,24 @@ def outcomes(models: pd.DataFrame, keys: list[str], grid: GridSettings) -> pd.Da
                 **{"models": len(part), "solved": int(solved.sum())},
                 **{"rate": solved.mean(), "rate_low": low, "rate_high": high},
                 "on_plateau": int(accuracy.between(*grid.plateau).sum()),
-                "jumped": int(accuracy.between(*grid.jumped).sum()),
+                "jumped": int(jumped.sum()),
                 **{"accuracy": accuracy.mean(), "lowest": accuracy.min()},
                 **{"highest": accuracy.max(), "step": part.loc[solved, "step"].median()},
+                "jump_step": part.loc[jumped, "jump_step"].median(),
             }
         )
     return pd.DataFrame(rows)
 
 
+def of_grid(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the runs that freeze matrices in all four ways."""
+    way = 2 * table["freeze_W_V"].astype(int) + table["freeze_W_O"].astype(int)
+    return table[way.groupby(table["run"]).transform("nunique") == len(FREEZING)]
+
+
 def grid_cells(models: pd.DataFrame, grid: GridSettings) -> pd.DataFrame:
     """One row a cell of the grid: what was measured, with the published values beside it."""
-    own = models[models["variant"] != ""].sort_values(CELL, key=_published_order, kind="stable")
+    own = of_grid(models).sort_values(CELL, key=_published_order, kind="stable")
     table = outcomes(own, ["run", *CELL], grid)
     column = [list(FREEZING).index(pair) for pair in _freezing(table)]
     places = list(zip(table["run"], column, strict=True))
@@ -496,8 +513,7 @@ def grid_accuracy(cells: pd.DataFrame) -> go.Figure:
 
 def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
     """Accuracy over steps in every cell: a line a model, a row for each depth."""
-    cells = labelled(architecture[architecture["variant"] != ""])
-    table = cells.merge(training, on=MODEL)
+    table = labelled(of_grid(architecture)).merge(training, on=MODEL)
     figure = px.line(
         table,
         x="step",
@@ -526,7 +542,7 @@ def grid_curves(training: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure
 
 def grid_outputs(shares: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
     """What the models of every cell write for a list of two different numbers."""
-    table = labelled(architecture[architecture["variant"] != ""]).merge(shares, on=MODEL)
+    table = labelled(of_grid(architecture)).merge(shares, on=MODEL)
     mean = table.groupby(["shape", "freezing", "outcome"], sort=False)["share"].mean()
     figure = px.bar(
         mean.reset_index(),
@@ -540,26 +556,85 @@ def grid_outputs(shares: pd.DataFrame, architecture: pd.DataFrame) -> go.Figure:
             "shape": list(table["shape"].unique()),
         },
         color_discrete_sequence=(*COLORS[:4], "#bbbbbb"),
+        pattern_shape="outcome",
+        pattern_shape_sequence=("", "/", "", ".", ""),
         labels={"share": "share of lists", "shape": "", "outcome": "written for d1 d2"},
         title="What is written for validation lists of two different numbers",
         width=1000,
     )
+    figure.update_traces(marker_pattern={"fillmode": "overlay", "solidity": 0.12})
     return bare_facets(figure).update_xaxes(tickvals=[0, 0.5, 1])
+
+
+def drawn_otherwise(table: pd.DataFrame, grid: GridSettings) -> pd.DataFrame:
+    """Models of one architecture, without and with LayerNorm, by how their batches are drawn.
+
+    Columns `batches` and `norm` are added; rows are in the order of `grid.batches`.
+    """
+    frozen = table["freeze_W_V"] & table["freeze_W_O"] & ~table["use_bias"]
+    own = table[frozen & table["run"].isin(grid.batches)]
+    norm = own["normalization"].where(own["normalization"] == "LN", "no LN")
+    places = {run: place for place, run in enumerate(grid.batches)}
+    table = own.assign(
+        batches=own["run"].map(grid.batches), norm=norm, place=own["run"].map(places)
+    )
+    return table.sort_values(["norm", "place"], ascending=[False, True], kind="stable")
+
+
+def batches(training: pd.DataFrame, architecture: pd.DataFrame, grid: GridSettings) -> go.Figure:
+    """Accuracy over steps of two-layer models whose batches are drawn in different ways."""
+    table = drawn_otherwise(architecture, grid).merge(training, on=MODEL)
+    figure = px.line(
+        table,
+        x="step",
+        y="accuracy",
+        color="batches",
+        line_dash="batches",
+        line_group="seed",
+        facet_col="norm",
+        category_orders={"batches": list(dict.fromkeys(grid.batches.values()))},
+        color_discrete_sequence=COLORS,
+        labels={"step": "optimiser step", "accuracy": "validation accuracy", "batches": ""},
+        title="Two layers, both matrices frozen: do size and order of the batches matter?",
+        width=1000,
+    )
+    figure.update_traces(line_width=1.4)
+    figure.update_yaxes(range=[-0.03, 1.05])
+    return bare_facets(figure).update_layout(legend=LEGEND_BELOW)
+
+
+def largest_drop(values: "pd.Series[float]") -> float:
+    """How far a course falls, at most, below the highest value that it has had.
+
+    >>> largest_drop(pd.Series([0.25, 1.0, 0.5, 0.75])), largest_drop(pd.Series([0.25, 0.5, 1.0]))
+    (0.5, 0.0)
+    """
+    return float((values.cummax() - values).max())
 
 
 def compare(
     tables: Mapping[str, pd.DataFrame], settings: RenderSettings
 ) -> dict[str, pd.DataFrame]:
-    """Final loss and accuracy of every model; of a grid also each cell, and each batch order."""
-    models = tables["training"].groupby(MODEL).last().reset_index()
+    """Final loss and accuracy of every model; of a grid also each cell, and each batch order.
+
+    `largest_drop`: the most that a model's accuracy ever was below its best one before.
+    `jump_step`: the first at which it was seen in the range of those that jumped, or above.
+    """
+    log = tables["training"].groupby(MODEL)
+    models = log.last().assign(largest_drop=log["accuracy"].agg(largest_drop))
     if settings.grid is None:
-        return {"models": models}
-    models = models.merge(tables["architecture"], on=MODEL)
+        return {"models": models.reset_index()}
+    above = tables["training"]["accuracy"] >= settings.grid.jumped[0]
+    models["jump_step"] = tables["training"][above].groupby(MODEL)["step"].first()
+    models = models.reset_index().merge(tables["architecture"], on=MODEL)
     plain = models[models["variant"] == ""]
     return {
         "models": models,
         "grid": grid_cells(models, settings.grid),
         "batch_orders": outcomes(plain, ["run"], settings.grid),
+        "batches": outcomes(
+            drawn_otherwise(models, settings.grid), ["norm", "batches"], settings.grid
+        ),
     }
 
 
@@ -610,4 +685,5 @@ def draw_grid(tables: Mapping[str, pd.DataFrame], grid: GridSettings) -> dict[st
         "grid_accuracy": grid_accuracy(cells),
         "grid_curves": grid_curves(tables["training"], architecture),
         "grid_outputs": grid_outputs(tables["outcomes"], architecture),
+        "batches": batches(tables["training"], architecture, grid),
     }

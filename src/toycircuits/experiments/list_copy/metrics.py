@@ -22,6 +22,8 @@ from toycircuits.experiments.list_copy.task import (
     POSITIONS,
     SEP,
     DataSettings,
+    TrainSettings,
+    batches,
     evaluate,
     evaluation_lists,
     list_row,
@@ -32,6 +34,8 @@ from toycircuits.transformer import Transformer, rows_needed
 Tables = dict[str, pd.DataFrame]
 SHOWN = 3  # principal components with coordinates: as many as a picture has dimensions
 QUANTILES = {"min": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "max": 1.0}
+FIRST_LISTS = 5  # as many as were printed
+EPOCHS = 10  # after so many, new orders have left hardly a list out, and a repeated one the same
 SOLVER_STEPS = 10_000  # far more than the solver takes; it warns when it does not converge
 
 
@@ -66,6 +70,39 @@ class MeasureSettings(Settings):
         if self.probe is not None and self.probe.folds > data.n_symbols:
             found, allowed = self.probe.folds, f"2 to {data.n_symbols}"
             raise InputError(f"measure.probe.folds: found {found}; allowed: {allowed}")
+
+
+def provenance(
+    data: Mapping[str, Tensor], task: DataSettings, train: TrainSettings, model: Any = None
+) -> pd.DataFrame:
+    """What a training is given, as it was published: no model has a part in it.
+
+    One row a number. `item`: first_lists (d1 and d2 of each in turn), training_lists,
+    held_out_lists, batches_per_epoch, and unseen_lists: how many of the training lists have stood
+    in no batch after `index` epochs.
+    """
+    held_out = len(data["validation"]) if "validation" in data else 0
+    rows = torch.arange(len(data["inputs"]))
+    order = torch.Generator().manual_seed(train.batch_seeds[0])
+    stream = batches({"inputs": rows, "targets": rows}, task, train, order)
+    seen = torch.zeros(len(rows), dtype=torch.bool)
+    unseen = [len(rows)]
+    for _ in range(EPOCHS):
+        for _ in range(stream.per_epoch):
+            seen[stream.next()["inputs"]] = True
+        unseen.append(int((~seen).sum()))
+    items = {
+        "first_lists": data["inputs"][:FIRST_LISTS, :LIST_LENGTH].flatten().tolist(),
+        "training_lists": [len(rows)],
+        "held_out_lists": [held_out],
+        "batches_per_epoch": [stream.per_epoch],
+        "unseen_lists": unseen,
+    }
+    return pd.DataFrame(
+        {"item": item, "index": index, "value": value}
+        for item, found in items.items()
+        for index, value in enumerate(found)
+    )
 
 
 def activations(model: Transformer, inputs: Int[Tensor, "list pos"]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, DIVERGING, SEQUENTIAL
+from toycircuits.plotting import COLORS, DASHES, DIVERGING, LOG, LOG_AXIS, SEQUENTIAL
 from toycircuits.tables import MODEL, first_model, model_number
 
 GUIDE = {"dash": "dot", "color": "black", "width": 1.5}
@@ -64,7 +64,8 @@ def loss_curves(training: pd.DataFrame, uniform: float) -> go.Figure:
     )
     # A trace, not a shape: a shape's height would be read as an exponent on the log axis.
     ends = {"x": [0, training["step"].max()], "y": [uniform, uniform], "mode": "lines"}
-    return figure.add_scatter(**ends, line=GUIDE, name="guessing, ln p")
+    figure.add_scatter(**ends, line=GUIDE, name="guessing, ln p")
+    return figure.update_yaxes(**LOG_AXIS)
 
 
 def loss_with_phases(
@@ -75,15 +76,16 @@ def loss_with_phases(
     figure.update_layout(title="Memorisation, circuit formation, cleanup")
     steps = first_model(phases).set_index("phase")["step"]
     names = ("memorisation_end", "circuit_formation_end", "cleanup_end")
-    for name, color in zip(names, COLORS[2:], strict=False):
+    for name, color, dash in zip(names, COLORS[2:], DASHES[1:], strict=False):
         if np.isfinite(steps[name]):
-            figure.add_vline(steps[name], line_color=color, line_width=2)
+            line = {"color": color, "width": 2, "dash": dash}
+            figure.add_vline(steps[name], line=line)
             label = f"{name.removesuffix('_end').replace('_', ' ')} ends at {steps[name]:.0f}"
-            figure.add_scatter(x=[None], y=[None], mode="lines", line_color=color, name=label)
+            figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=label)
     for step in published or ():
-        figure.add_vline(step, line_dash="dash", line_color="#888888")
+        figure.add_vline(step, line_dash="longdash", line_color="#888888")
     if published:
-        dashes = {"dash": "dash", "color": "#888888"}
+        dashes = {"dash": "longdash", "color": "#888888"}
         figure.add_scatter(x=[None], y=[None], mode="lines", line=dashes, name="published, by hand")
     return figure
 
@@ -126,9 +128,20 @@ def basis_lines(fourier_basis: pd.DataFrame) -> go.Figure:
     rows = fourier_basis.head(BASIS_ROWS_SHOWN).drop(columns=MODEL)
     long = rows.melt("component", var_name="number", value_name="value")
     long["number"] = long["number"].str.removeprefix("x").astype(int)
-    labels = {"number": "number", "value": "value (unit-norm row)"}
-    title = f"The first {BASIS_ROWS_SHOWN} rows of the Fourier basis"
-    return px.line(long, x="number", y="value", color="component", title=title, labels=labels)
+    names = rows["component"].str.split(" ")
+    kinds, numbers = names.str[0].tolist(), names.str[-1].tolist()
+    figure = px.line(
+        long,
+        x="number",
+        y="value",
+        color="component",
+        line_dash="component",
+        color_discrete_sequence=[COLORS[int(k) if k.isdigit() else 0] for k in numbers],
+        line_dash_sequence=[{"const": "dot", "cos": "solid"}.get(kind, "dash") for kind in kinds],
+        labels={"number": "number", "value": "value (unit-norm row)"},
+        title=f"The first {BASIS_ROWS_SHOWN} rows of the Fourier basis",
+    )
+    return figure.update_layout(legend_title_text="")
 
 
 def basis_gram(fourier_basis: pd.DataFrame) -> go.Figure:
@@ -171,8 +184,8 @@ def attention_means(attention: pd.DataFrame) -> go.Figure:
     """Attention from "=" to each position, per head: mean over all pairs, and one example."""
     long = attention.melt(["head", "key"], ["mean", "example"], "over", "attention")
     long["over"] = long["over"].map({"mean": "mean over all pairs", "example": "one example"})
-    labels = {"key": 'position attended to from "="', "attention": "attention weight"}
-    title = 'Attention from "=" per head'
+    labels = {"key": "attended to", "attention": "attention weight"}
+    title = 'Attention from "=", per head'
     figure = px.bar(
         long,
         x="key",
@@ -184,11 +197,7 @@ def attention_means(attention: pd.DataFrame) -> go.Figure:
         labels=labels,
         range_y=[0, 1],
     )
-    figure.update_xaxes(title_text="").update_layout(legend_title_text="")
-    figure.add_annotation(
-        text=labels["key"], x=0.5, y=-0.16, xref="paper", yref="paper", showarrow=False
-    )
-    return figure
+    return figure.update_layout(legend_title_text="")
 
 
 def attention_maps(table: pd.DataFrame) -> go.Figure:
@@ -224,7 +233,8 @@ def neuron_frequency_counts(neurons: pd.DataFrame) -> go.Figure:
     counts = neurons["frequency"].value_counts().sort_index()
     labels = {"x": "frequency k", "y": "neurons"}
     title = "Neurons by the frequency that explains them best"
-    return px.bar(x=counts.index.astype(str), y=counts, title=title, labels=labels)
+    figure = px.bar(x=counts.index, y=counts, title=title, labels=labels)
+    return figure.update_xaxes(type="category")
 
 
 def neuron_fourier(table: pd.DataFrame) -> go.Figure:
@@ -275,7 +285,7 @@ def cosines_over_training(
         figure.add_scatter(
             x=cosines["step"],
             y=cosines[f"k{k}"],
-            line_color=COLORS[index % len(COLORS)],
+            line={"color": COLORS[index % len(COLORS)], "dash": DASHES[index // 4 % len(DASHES)]},
             name=f"key frequency {k}",
         )
     residual = {"color": "black", "dash": "dash"}
@@ -283,14 +293,14 @@ def cosines_over_training(
     return figure.update_layout(
         title="Cosine similarity of the logits with each frequency",
         xaxis_title=STEP,
-        yaxis_title="cosine similarity; share of norm left",
+        yaxis_title="cosine similarity;<br>residual: share of norm",
     )
 
 
 def restricted_excluded(progress: pd.DataFrame) -> go.Figure:
     """Restricted and excluded loss beside training and test loss, with their controls."""
     solid = ["train_loss", "test_loss", "restricted_loss", "excluded_loss"]
-    controls = ["restricted_loss_other_sign", "restricted_loss_random", "excluded_loss_random"]
+    controls = {"other_sign": "dot", "random": "dash"}  # of the two measures, in their colours
     figure = go.Figure()
     for index, name in enumerate(solid):
         figure.add_scatter(
@@ -299,18 +309,19 @@ def restricted_excluded(progress: pd.DataFrame) -> go.Figure:
             name=name.replace("_", " "),
             line={"color": COLORS[index], "width": 2.5},
         )
-    for index, name in enumerate(controls):
-        figure.add_scatter(
-            x=progress["step"],
-            y=progress[name],
-            name="control: " + name.replace("_loss", "").replace("_", " "),
-            line={"color": COLORS[4 + index], "width": 1.5, "dash": "dot"},
-        )
+    for index, name in [*enumerate(solid)][2:]:
+        for control, dash in controls.items():
+            figure.add_scatter(
+                x=progress["step"],
+                y=progress[f"{name}_{control}"],
+                name=f"{name.removesuffix('_loss')}, {control.replace('_', ' ')}",
+                line={"color": COLORS[index], "width": 1.5, "dash": dash},
+            )
     return figure.update_layout(
-        title="Restricted and excluded loss",
+        title="Restricted and excluded loss (broken lines: controls)",
         xaxis_title=STEP,
         yaxis_title=LOSS,
-        yaxis_type="log",
+        yaxis=LOG_AXIS,
         height=520,
     )
 
@@ -323,15 +334,15 @@ def restricted_ratio(progress: pd.DataFrame) -> go.Figure:
         progress, x="step", y="restricted_ratio", log_y=True, title=title, labels=labels
     )
     ends = {"x": [0, progress["step"].max()], "y": [1, 1], "mode": "lines"}
-    return figure.add_scatter(**ends, line=GUIDE, showlegend=False).update_yaxes(dtick=1)
+    return figure.add_scatter(**ends, line=GUIDE, showlegend=False).update_yaxes(**LOG_AXIS)
 
 
 def progress_measures(progress: pd.DataFrame) -> go.Figure:
     """Accuracy, Gini coefficients and squared weights over training."""
     panels = {
         "accuracy": ("train_accuracy", "test_accuracy"),
-        "Gini": ("gini_W_E", "gini_W_logit"),
-        "sum of w²": ("sum_squared_weights",),
+        "Gini coefficient": ("gini_W_E", "gini_W_logit"),
+        "sum of weights²": ("sum_squared_weights",),
     }
     figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.06)
     for row, (ylabel, names) in enumerate(panels.items(), start=1):
@@ -371,15 +382,15 @@ def key_waves(fourier_basis: pd.DataFrame, key: list[int]) -> go.Figure:
 
 def ablation_bars(ablations: pd.DataFrame) -> go.Figure:
     """Test loss and accuracy after each ablation."""
-    table = ablations[ablations["pairs"] == "test"].fillna({"layer": "", "head": ""})
-    heads = table["head"].astype(str).str.removesuffix(".0")
+    table = ablations[ablations["pairs"] == "test"]
+    heads = table["head"].astype(object).fillna("").astype(str).str.removesuffix(".0")
     where = heads.where(heads.isin(["", "all"]), " head " + heads).replace("all", "")
     label = table["component"] + where + ", " + table["method"]
     label = label.replace("none, none", "nothing ablated")
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
     figure.add_bar(y=label, x=table["loss"], orientation="h", row=1, col=1)
     figure.add_bar(y=label, x=table["accuracy"], orientation="h", row=1, col=2)
-    figure.update_xaxes(title_text=LOSS, type="log", row=1, col=1)
+    figure.update_xaxes(title_text=LOSS, **LOG, row=1, col=1)
     figure.update_xaxes(title_text="accuracy", range=[0, 1.02], row=1, col=2)
     figure.update_yaxes(autorange="reversed")
     title = "Test pairs after ablating one component"

@@ -29,6 +29,7 @@ from toycircuits.experiments.modular_arithmetic.task import (
 )
 from toycircuits.transformer import Transformer
 
+FIRST_PAIRS = 5  # so many were published
 Tables = dict[str, pd.DataFrame]
 
 
@@ -357,6 +358,34 @@ def _first(steps: np.ndarray, holds: np.ndarray) -> float:
     return float(steps[holds.argmax()]) if holds.any() else float("nan")
 
 
+def provenance(
+    data: Mapping[str, Tensor], task: DataSettings, train: Any = None, model: Any = None
+) -> pd.DataFrame:
+    """The split as it was published: no model has a part in it.
+
+    One row a number. `item`: first_training_pairs (a and b of each in turn), first_training_labels,
+    training_pairs (how many), and likewise for test.
+
+    >>> data = {"tokens": torch.tensor([[0, 0, 3], [0, 1, 3], [0, 2, 3]])}
+    >>> data |= {"labels": torch.tensor([0, 2, 1])}
+    >>> data |= {"train": torch.tensor([2]), "test": torch.tensor([1, 0])}
+    >>> task = DataSettings(modulus=3, operation="subtract", train_fraction=0.4, seed=0)
+    >>> provenance(data, task)["value"].tolist()
+    [0, 2, 1, 1, 0, 1, 0, 0, 2, 0, 2]
+    """
+    items = {}
+    for part, name in (("train", "training"), ("test", "test")):
+        first = data[part][:FIRST_PAIRS]
+        items[f"first_{name}_pairs"] = data["tokens"][first, :2].flatten().tolist()
+        items[f"first_{name}_labels"] = data["labels"][first].tolist()
+        items[f"{name}_pairs"] = [len(data[part])]
+    return pd.DataFrame(
+        {"item": item, "index": index, "value": value}
+        for item, found in items.items()
+        for index, value in enumerate(found)
+    )
+
+
 def measure(
     model: Transformer,
     states: Iterable[tuple[int, Mapping[str, Tensor]]],
@@ -391,7 +420,11 @@ def measure(
     tables |= attention_tables(model, problem, settings.example)
     tables |= neuron_tables(acts, problem, noise)
     tables["logit_frequencies"] = logit_table(acts, problem, noise)
-    metrics = {"key_frequencies": key, **rows[-1], **phases}
+    tables["key_frequencies"] = pd.DataFrame({"frequency": key}, dtype="int64")
+    metrics = {**rows[-1], **phases}
+    metrics |= {"uniform_loss": float(np.log(task.modulus)), "n_key": len(key)}
+    logits = tables["logit_frequencies"]
+    metrics["smallest_key_cosine"] = float(logits.loc[logits["key"], "cosine"].min())
     metrics |= {"initial_train_loss": rows[0]["train_loss"]}
     metrics |= {"initial_test_loss": rows[0]["test_loss"]}
     singular = tables["embedding_svd"]["singular_value"]
@@ -472,7 +505,7 @@ def attention_tables(model: Transformer, problem: Problem, example: tuple[int, i
 
 
 def neuron_tables(acts: Activations, problem: Problem, noise: torch.Generator) -> Tables:
-    """Frequencies of the neurons, and W_logit in the Fourier basis.
+    """Frequencies of the neurons, whether they are key, and W_logit in the Fourier basis.
 
     The control is noise with the shape of the activations.
     """
@@ -485,6 +518,7 @@ def neuron_tables(acts: Activations, problem: Problem, noise: torch.Generator) -
             "neuron": range(len(shares)),
             "frequency": (shares.argmax(1) + 1).tolist(),
             "share": shares.max(1).values.tolist(),
+            "key": [k + 1 in problem.key for k in shares.argmax(1).tolist()],
             "control": control.max(1).values.tolist(),
         }
     )

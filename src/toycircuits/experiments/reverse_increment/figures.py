@@ -15,19 +15,20 @@ from plotly.subplots import make_subplots
 from pydantic import Field
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, DIVERGING, GREY, SEQUENTIAL, bare_facets
+from toycircuits.plotting import COLORS, DIVERGING, GREY, LEGEND_BELOW, SEQUENTIAL, bare_facets
 from toycircuits.tables import MODEL, first_seeds, spread, wilson
 
 NATS = "cross-entropy (nats)"
 EVERYTHING = "all held-out strings"
 METHODS = {"none": "nothing", "weight_zero": "weights zeroed", "mean": "output at its mean"}
-BELOW = {"orientation": "h", "y": -0.26, "x": 0.5, "xanchor": "center", "title": ""}
+BELOW = LEGEND_BELOW | {"title": ""}
 LABELS = {
     **{"symbol": "output y<sub>i</sub>", "key": "symbol x<sub>j</sub>", "weight": "weight"},
     **{"token": "symbol", "cosine": "cosine", "dimension": "dimension", "value": "value"},
     **{"target": "symbol due", "read": "symbol read", "mean": "share"},
 }
 PANEL, GAP = 170, 50  # height of a heatmap and space between two, in pixels
+APART = 0.12  # of a key: error bars of two cases side by side
 DOT = {"color": "white", "size": 6, "line": {"color": "black", "width": 1}}
 CROSS = {"symbol": "x-thin", "size": 7, "line": {"color": "black", "width": 1.5}}
 RIGHT = {"accuracy": "symbols", "accuracy_string": "whole strings"}
@@ -97,6 +98,7 @@ def heatmaps(
     grid: tuple[str, str],
     cell: tuple[str, str, str],
     title: str,
+    text: str | None = None,
     **options: Any,
 ) -> go.Figure:
     """A heatmap for each value of the columns `grid` (down, across), all in the same colours.
@@ -104,6 +106,7 @@ def heatmaps(
     Args:
         cell: the columns that give a value's place down and across, and the value. Cells where the
             column `marked` holds, if there is one, get a dot; where `crossed` holds, a cross.
+        text: format of the numbers written in the cells, or None for none.
         options: of the colour axis.
     """
     down, across = (list(table[name].unique()) for name in grid)
@@ -117,7 +120,7 @@ def heatmaps(
         own = table[(table[grid[0]] == d) & (table[grid[1]] == a)]
         shown = own.pivot(index=y, columns=x, values=value)
         heat = go.Heatmap(z=shown.to_numpy(), x=shown.columns, y=shown.index, coloraxis="coloraxis")
-        figure.add_trace(heat, **place)
+        figure.add_trace(heat.update(texttemplate=text), **place)
         if "marked" in own:
             at = own[own["marked"]]
             figure.add_scatter(x=at[x], y=at[y], mode="markers", marker=DOT, **place)
@@ -169,9 +172,10 @@ def mirror(table: pd.DataFrame) -> go.Figure:
     long = pd.concat([table, table.assign(case="uniform", weight=table["uniform"])])
     stats = spread(long, keys, "weight")
     stats["layer"] = "layer " + stats["layer"].astype(str)
+    aside = stats["case"].map({"untrained": -APART, "trained": APART}).fillna(0)
     figure = px.line(
-        stats,
-        x="shift",
+        stats.assign(place=stats["shift"] + aside),
+        x="place",
         y="mean",
         color="case",
         facet_col="run",
@@ -180,11 +184,12 @@ def mirror(table: pd.DataFrame) -> go.Figure:
         error_y_minus="down",
         markers=True,
         color_discrete_map={"trained": COLORS[0], "untrained": COLORS[1], "uniform": GREY},
-        labels={"shift": "key, from the one needed", "mean": "mean weight"},
+        labels={"place": "key, from the one needed", "mean": "mean weight"},
         title="Attention on the symbol needed (0) and on its neighbours in the string",
         height=560,
     )
-    return bare_facets(figure).update_layout(legend=BELOW | {"y": -0.18})
+    figure.update_xaxes(dtick=1)
+    return bare_facets(figure).update_layout(legend=BELOW)
 
 
 def mirror_course(table: pd.DataFrame) -> go.Figure:
@@ -241,7 +246,7 @@ def ablation_bars(ablations: pd.DataFrame, commonest: Mapping[str, float]) -> go
         figure.add_vline(commonest[run], **line)
     # The range in full: left alone, it leaves out bars of the first traces.
     figure.update_xaxes(range=[0, 1.05]).update_yaxes(range=[-0.6, len(bars) - 0.4])
-    return bare_facets(figure).update_layout(legend=BELOW | {"y": -0.2})
+    return bare_facets(figure).update_layout(legend=BELOW)
 
 
 def similarity(table: pd.DataFrame) -> go.Figure:
@@ -285,7 +290,7 @@ def confusion(table: pd.DataFrame) -> go.Figure:
     stats = spread(table, ["run", "case", "target", "read"], "share")
     title = "Symbols read at the outputs against symbols due (held out, mean over seeds)"
     cell = ("target", "read", "mean")
-    return heatmaps(stats, ("run", "case"), cell, title, cmin=0, cmax=1)
+    return heatmaps(stats, ("run", "case"), cell, title, "%{z:.2f}", cmin=0, cmax=1)
 
 
 def compare(

@@ -42,6 +42,36 @@ class MeasureSettings(Settings):
             raise InputError(f"measure.n_samples: found {self.n_samples}; allowed: {allowed}")
 
 
+def provenance(
+    data: Mapping[str, Tensor], task: DataSettings, train: Any = None, model: Any = None
+) -> pd.DataFrame:
+    """The strings of the run's split: no model has a part in it.
+
+    One row a number. `item`: strings, training_strings, held_out_strings; and held_out_x0 and so
+    on, the symbols that stand at this place of any held-out string.
+
+    >>> data = {"inputs": torch.tensor([[2, 0, 0, 1], [2, 0, 1, 0], [2, 1, 0, 1], [2, 1, 1, 0]])}
+    >>> data |= {"train": torch.tensor([0, 1]), "holdout": torch.tensor([2, 3])}
+    >>> task = DataSettings(n_symbols=2, length=2, n_train=2, n_sampled=1, seed=0)
+    >>> table = provenance(data, task)
+    >>> table["item"].tolist()[2:], table["value"].tolist()
+    (['held_out_strings', 'held_out_x0', 'held_out_x1', 'held_out_x1'], [4, 2, 2, 1, 0, 1])
+    """
+    held_out = data["inputs"][data["holdout"], 1 : task.length + 1]
+    items = {
+        "strings": [len(data["inputs"])],
+        "training_strings": [len(data["train"])],
+        "held_out_strings": [len(held_out)],
+    }
+    for place, symbols in enumerate(held_out.unbind(1)):
+        items[f"held_out_x{place}"] = symbols.unique().tolist()
+    return pd.DataFrame(
+        {"item": item, "index": index, "value": value}
+        for item, found in items.items()
+        for index, value in enumerate(found)
+    )
+
+
 def activations(model: Transformer, inputs: Int[Tensor, "string pos"]) -> dict[str, Tensor]:
     """Patterns, residual streams after each layer, MLP outputs and logits where answers are read.
 

@@ -1,0 +1,89 @@
+"""MkDocs hooks: pages link to files of the whole repository, as they do where git shows them.
+
+A link from a page to a file outside docs/ (../CONTRIBUTING.md, ../reports/index.html) takes that
+file along; Markdown becomes a page of the site. So the same links work in both places, and a strict
+build finds every one that leads nowhere. Pages of experiments end with their claims.
+"""
+
+import csv
+import html
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = "docs/"
+COLUMNS = ("statement", "published", "measured")
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files outside docs/ that a page links to, and those that these link to."""
+    waiting = ["README.md", *(DOCS + file.src_uri for file in files.documentation_pages())]
+    known = set(waiting)
+    files.append(_file("README.md", config))
+    while waiting:
+        page = waiting.pop()
+        for target in _targets(page):
+            if target in known:
+                continue
+            known.add(target)
+            if not target.startswith(DOCS) and (ROOT / target).is_file():
+                files.append(_file(target, config))
+                if target.endswith(".md"):
+                    waiting.append(target)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Turn links between files of the repository into links between files of the site."""
+    uri = page.file.src_uri
+    source = uri if page.file.abs_src_path == str(ROOT / uri) else DOCS + uri
+
+    def moved(match: re.Match[str]) -> str:
+        target = _resolve(source, match[1])
+        if (ROOT / target).is_dir():  # which a site does not list
+            target = f"{target}/README.md" if (ROOT / target / "README.md").exists() else target
+        return posixpath.relpath(target.removeprefix(DOCS), posixpath.dirname(uri) or ".")
+
+    markdown = LINK.sub(moved, markdown)
+    claims = ROOT / f"reports/{Path(uri).stem}/claims.csv"
+    return markdown + _claims(claims) if claims.exists() else markdown
+
+
+def _claims(file: Path) -> str:
+    """All claims of an experiment with their outcomes, as Markdown."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    counts = Counter(row["outcome"] for row in rows)
+    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
+    head = f"\n{told}.\n\n| claim | published | measured | outcome |\n|---|---|---|---|\n"
+    return head + "".join(
+        "| {} | {} | {} | {} |\n".format(
+            *(html.escape(row[name]).replace("|", "&#124;") for name in COLUMNS),
+            f"**{row['outcome']}**" + (f": {html.escape(row['why'])}" if row["why"] else ""),
+        )
+        for row in rows
+    )
+
+
+def _file(path: str, config: MkDocsConfig) -> File:
+    return File.generated(config, path, abs_src_path=str(ROOT / path))
+
+
+def _targets(page: str) -> Iterator[str]:
+    text = CODE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for link in LINK.findall(text):
+        yield _resolve(page, link)
+
+
+def _resolve(page: str, link: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))

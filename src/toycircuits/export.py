@@ -1,0 +1,172 @@
+"""Figures as papers print them: laid out for the width they will have, with text of 8 points.
+
+Scaling a figure of 760 pixels to a column would leave its text at 4 points. So it is laid out anew,
+over fewer pixels: as many as make its text of 14 pixels 8 points high in print.
+"""
+
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.basedatatypes import BaseTraceType
+
+from toycircuits.config import InputError
+from toycircuits.layout import ARTIFACTS
+from toycircuits.plotting import HEIGHT, LEGEND_BELOW, TEMPLATE, WIDTH, draw_pictures
+
+FIGURES = ARTIFACTS / "figures"
+FORMATS = ("pdf", "svg", "png")
+WIDTHS = {"column": 3.25, "page": 6.75}  # inches, of a paper in two columns
+NARROWEST, WIDEST = 1.5, 40.0  # inches
+FONT, POINTS, DOTS = 14, 8, 300  # text in pixels and in points; dots per inch of a PNG
+PIXELS = 72 * FONT / POINTS  # of the layout, per inch
+TITLE = 44  # pixels that a title takes
+LINE = 22  # pixels of a line of text
+BESIDE = 600  # pixels of width from which a legend may stand beside the plot
+MARGINS, NARROW_PANEL = 100, 110  # pixels beside the panels; of the least readable panel
+FLATTEST = 0.65  # least share of its own height that a narrowed plot keeps
+
+
+def inches(width: str) -> float:
+    """The width that `column`, `page` or a number of inches stands for.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    try:
+        value = WIDTHS[width] if width in WIDTHS else float(width)
+    except ValueError:
+        value = math.nan
+    if not NARROWEST <= value <= WIDEST:
+        allowed = f"{', '.join(WIDTHS)}, or {NARROWEST:g} to {WIDEST:g} inches"
+        raise InputError(f"--width: found {width!r}; allowed: {allowed}")
+    return value
+
+
+def find(names: Sequence[str], folder: Path = FIGURES) -> list[Path]:
+    """Files of the figures `names`: EXPERIMENT/NAME, or EXPERIMENT for all of it; none for all.
+
+    Raises:
+        InputError: a figure or an experiment is not there.
+    """
+    drawn = {path.name: path for path in sorted(folder.glob("*")) if [*path.glob("*.json")]}
+    hint = "`toycircuits repro -s render@EXPERIMENT` draws those of EXPERIMENT from its tables"
+    if not drawn:
+        raise InputError(f"{folder}: no figures; {hint}")
+    found = []
+    for name in names or drawn:
+        experiment, _, figure = name.partition("/")
+        if experiment not in drawn:
+            raise InputError(f"{name}: found {experiment!r}; drawn: {', '.join(drawn)}; {hint}")
+        own = {path.stem: path for path in sorted(drawn[experiment].glob("*.json"))}
+        if figure and figure not in own:
+            raise InputError(f"{name}: no such figure; {experiment} has {', '.join(own)}")
+        found += [own[figure]] if figure else [*own.values()]
+    return [*dict.fromkeys(found)]
+
+
+def fit(figure: go.Figure, width: float, title: bool) -> go.Figure:
+    """The figure laid out anew for `width` inches, with or without its title."""
+    figure = go.Figure(figure)
+    layout, pixels = figure.layout, round(width * PIXELS)
+    margin = {**TEMPLATE.layout.margin.to_plotly_json(), **layout.margin.to_plotly_json()}
+    plot = (layout.height or HEIGHT) - margin["t"] - margin["b"]
+    narrowed = pixels / (layout.width or WIDTH)
+    top = margin["t"]
+    if not title:
+        headings = [note.text.count("<br>") + 1 for note in layout.annotations if _is_heading(note)]
+        top = max(LINE * max(headings, default=0) + LINE / 2, top - TITLE)
+        figure.update_layout(title=None, margin_t=top)
+    below = 0
+    if layout.legend.orientation == "h" or pixels < BESIDE:
+        below = LINE * _legend_lines(figure, pixels)
+        figure.update_layout(legend=LEGEND_BELOW)
+    figure.update_xaxes(title_font_size=FONT).update_yaxes(title_font_size=FONT)
+    height = plot * max(narrowed, FLATTEST) + top + margin["b"] + below
+    return figure.update_layout(width=pixels, height=round(height))
+
+
+def crowded(figure: go.Figure) -> bool:
+    """Whether the panels of a figure that was fitted are too narrow for their texts."""
+    axes = [axis for axis in figure.select_xaxes() if axis.domain]
+    widths = [axis.domain[1] - axis.domain[0] for axis in axes]
+    return min(widths, default=1.0) * (figure.layout.width - MARGINS) < NARROW_PANEL
+
+
+def write(
+    paths: Iterable[Path], file_format: str, width: float, folder: Path, title: bool
+) -> list[Path]:
+    """Draw figures in one start of Chrome to FOLDER/EXPERIMENT/NAME.FORMAT; the files written.
+
+    Raises:
+        InputError: there is no Chrome, it fails, or the folder cannot be written to.
+    """
+    scale = {"png": DOTS / PIXELS}.get(file_format, 96 / PIXELS)  # 96 of Chrome's pixels an inch
+    files = [(path, folder / path.parent.name / f"{path.stem}.{file_format}") for path in paths]
+    figures = [fit(pio.from_json(path.read_text()), width, title) for path, _ in files]
+    for (path, _), figure in zip(files, figures, strict=True):
+        if crowded(figure):
+            name = f"{path.parent.name}/{path.stem}"
+            print(f"note: {name} has panels that are narrow at {width:g} inches", file=sys.stderr)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            drawn = [Path(temporary) / f"{i}.{file_format}" for i in range(len(files))]
+            jobs = [
+                {
+                    "fig": figure,
+                    "path": path,
+                    "opts": {
+                        "width": figure.layout.width,
+                        "height": figure.layout.height,
+                        "scale": scale,
+                    },
+                }
+                for figure, path in zip(figures, drawn, strict=True)
+            ]
+            draw_pictures(jobs)
+            for path, (_, target) in zip(drawn, files, strict=True):
+                if file_format == "svg":
+                    in_points(path)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+    except Exception as error:  # Kaleido's and Chrome's failures share no narrower class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        hint = "pictures are drawn by Chrome or Chromium"
+        raise InputError(f"{folder}: not written: {reason[0]} ({hint})") from error
+    return [target for _, target in files]
+
+
+def in_points(svg: Path) -> None:
+    """Give the size of an SVG of Kaleido's in points: programs differ on what a pixel is."""
+    text = svg.read_text()
+    head, tag, rest = text.partition(">")
+    points = re.sub(
+        r'\b(width|height)="([\d.]+)"',
+        lambda match: f'{match[1]}="{float(match[2]) * 72 / 96:.2f}pt"',
+        head,
+    )
+    svg.write_text(points + tag + rest)
+
+
+def _is_heading(note: go.layout.Annotation) -> bool:
+    """Whether an annotation is the heading of a panel of the upper row."""
+    return note.yref == "paper" and note.y is not None and note.y > 0.98 and not note.textangle
+
+
+def _has_legend(trace: BaseTraceType) -> bool:
+    return "showlegend" in trace and trace.showlegend is not False and bool(trace.name)
+
+
+def _legend_lines(figure: go.Figure, pixels: float) -> int:
+    """Lines that the legend takes, about, where it stands below the plot, in even columns."""
+    names = [re.sub("<.*?>", "", trace.name) for trace in figure.select_traces(_has_legend)]
+    if len(names) < 2:
+        return 0
+    columns = pixels // (55 + 0.6 * FONT * max(map(len, names)))
+    return math.ceil(len(names) / max(1, columns))

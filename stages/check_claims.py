@@ -1,0 +1,46 @@
+"""Compare what is claimed of one experiment with its tables."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tree's own code
+
+import typer
+
+from toycircuits import config, layout
+
+
+def main(experiment: str) -> None:
+    """Write what became of the claims of EXPERIMENT, and its few most telling numbers."""
+    with config.exit_on_bad_input():
+        import pandas as pd
+
+        from toycircuits import claims
+        from toycircuits.tables import read_table, read_tables
+
+        scale = str(config.read_params()["scale"])
+        path = Path("claims") / f"{experiment}.yaml"
+        card = claims.read_card(path)
+        tables = read_tables(layout.tables(experiment))
+        for compared in sorted(layout.summary(experiment).glob("*.csv")):
+            tables[f"summary/{compared.stem}"] = read_table(compared)
+        rows, headline = [], {}
+        for claim in card.claims:
+            with config.at_key(f"{path}: {claim.id}"):
+                rows.append(claims.judge(claim, tables, scale))
+        for name, measured in card.headline.items():
+            with config.at_key(f"{path}: headline.{name}"):
+                value = float(claims.values(measured, tables).mean())
+            headline[name] = None if pd.isna(value) else float(f"{value:.6g}")
+        judged = pd.DataFrame(rows)
+        counts = judged["outcome"].value_counts()
+        told = {name.replace(" ", "_"): int(counts.get(name, 0)) for name in claims.OUTCOMES}
+        folder = layout.tables(experiment).parent
+        judged.to_csv(folder / "claims.csv", index=False, float_format=layout.FLOAT_FORMAT)
+        text = json.dumps({"claims": told, **headline}, indent=1)
+        (folder / "metrics.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,36 @@
+"""Join the parts of all experiments to one page."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tree's own code
+
+import typer
+
+from toycircuits import config, layout
+
+
+def main() -> None:
+    """Write reports/index.html."""
+    with config.exit_on_bad_input():
+        from plotly.offline import get_plotlyjs
+
+        from toycircuits.plotting import TEMPLATE
+        from toycircuits.report.page import page
+        from toycircuits.report.section import folder
+
+        params = config.read_params()
+        sections, titles, counts = {}, {}, {}
+        for name in params["experiments"]:
+            sections[name] = (folder(name) / "section.html").read_text()
+            summed = json.loads((folder(name) / "summary.json").read_text())
+            titles[name], counts[name] = summed["title"], summed["counts"]
+        records = json.loads((layout.REPORTS / "stages.json").read_text())
+        template = TEMPLATE.to_plotly_json()
+        text = page(sections, titles, counts, records, params, get_plotlyjs(), template)
+        (layout.REPORTS / "index.html").write_text(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,98 @@
+"""A page in headless Chromium, driven through the DevTools protocol by Kaleido's choreographer."""
+
+import asyncio
+import base64
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from choreographer import Browser
+
+T = TypeVar("T")
+WATCHED = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+REQUEST = "Network.requestWillBeSent"
+
+
+class Chromium:
+    """A browser with one page at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._browser: Any = self._run(self._open())
+        self._tab: Any = None
+        self.said: list[dict[str, Any]] = []  # on the console, and errors
+        self.requested: list[str] = []
+
+    async def _open(self) -> Any:
+        return await Browser()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(asyncio.wait_for(work, 120))
+
+    def send(self, command: str, **parameters: Any) -> Any:
+        """Result of a command of the protocol."""
+        answer = self._run(self._tab.send_command(command, parameters))
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def load(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Load a file in a new tab: one in the background would draw nothing."""
+        if self._tab:
+            self._run(self._tab.close())
+        self._tab = self._run(self._browser.create_tab("about:blank"))
+        self.said, self.requested = [], []
+
+        async def say(event: Any) -> None:
+            self.said.append(event["params"])
+
+        async def request(event: Any) -> None:
+            self.requested.append(event["params"]["request"]["url"])
+
+        for name in WATCHED:
+            self._tab.subscribe(name, say, repeating=True)
+        self._tab.subscribe(REQUEST, request, repeating=True)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def run(self, script: str) -> Any:
+        """Value of an expression in the page; of a promise, what it comes to."""
+        found = self.send(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def until(self, condition: str, seconds: float = 60) -> None:
+        """Wait until an expression is true."""
+
+        async def wait() -> None:
+            await asyncio.sleep(0.02)
+
+        limit = self._loop.time() + seconds
+        while not self.run(f"Boolean({condition})"):
+            assert self._loop.time() < limit, condition
+            self._run(wait())
+
+    def press(self, key: str) -> None:
+        """A key, down and up."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def picture(self, path: Path) -> None:
+        """What is seen in the window."""
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
+
+    def pdf(self, path: Path) -> None:
+        """The page as printed."""
+        path.write_bytes(base64.b64decode(self.send("Page.printToPDF")["data"]))
+
+    def close(self) -> None:
+        """End the browser."""
+        self._run(self._browser.close())
+        self._loop.close()

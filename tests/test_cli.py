@@ -1,0 +1,209 @@
+"""The commands that tell: list, show, compare, doctor; and what becomes of errors."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from project import ROOT, Project, environment_of
+from rich.console import Console
+from typer.testing import CliRunner
+
+from toycircuits import cli, comparison, doctor
+from toycircuits.comparison import Side
+
+SOURCE = {"PYTHONPATH": str(ROOT / "src")}
+CALL = "from toycircuits.cli import run; run()"
+
+
+def toycircuits(folder: Path, *arguments: str, code: int = 0, **environment: str) -> str:
+    """What the command prints, on both streams, in a terminal that is wide enough."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment_of(COLUMNS="300", **(SOURCE | environment)),
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy with one experiment, its results committed."""
+    copy = Project(tmp_path_factory.mktemp("cli") / "project", ["list_copy_10"], scm=True)
+    toycircuits(copy.folder, "repro")
+    for command in (["add", "-A"], ["commit", "--quiet", "--message", "results"]):
+        subprocess.run(["git", *command], cwd=copy.folder, check=True)
+    return copy
+
+
+@pytest.mark.slow
+def test_list_tells_fresh_from_stale_and_missing(project: Project) -> None:
+    def states() -> list[str]:
+        rows = [line.split() for line in toycircuits(project.folder, "list").splitlines()]
+        return [next(word for word in row if word in ("fresh", "stale", "missing"))
+                for row in rows if row and row[0] == "list_copy_10"]  # fmt: skip
+
+    assert states() == ["fresh", "fresh"]  # the experiment, its run
+    params = project.read_params()
+    changed = project.read_params()
+    changed["quick"]["list_copy_10"]["ablate"]["mean_lists"] = 50
+    project.write_params(changed)
+    assert states() == ["stale", "stale"]
+    changed["runs"]["list_copy_10_again"] = changed["runs"]["list_copy_10"]
+    project.write_params(changed)
+    rows = toycircuits(project.folder, "list").splitlines()
+    assert [line.split()[-1] for line in rows if "again" in line] == ["missing"]
+    project.write_params(params)
+
+
+@pytest.mark.slow
+def test_show_has_settings_metrics_claims_and_files(project: Project) -> None:
+    told = toycircuits(project.folder, "show", "list_copy_10")
+    assert 'optimizer: "AdamW"' in told
+    assert "loss_above_floor" in told
+    assert "Because nothing foretells d2 after d1" in told
+    assert "reports/weights/list_copy_10.safetensors" in told
+    message = "error: found 'list_copy'; there are: list_copy_10\n"
+    assert toycircuits(project.folder, "show", "list_copy", code=2) == message
+
+
+@pytest.mark.slow
+def test_compare_shows_what_differs_from_a_revision(project: Project, tmp_path: Path) -> None:
+    same = toycircuits(project.folder, "compare", "HEAD", "workspace", "--out", "page.html")
+    assert "params: none differ" in same
+    assert "same curves" in same
+    assert not (project.folder / "page.html").exists()
+
+    params = project.read_params()
+    changed = project.read_params()
+    changed["quick"]["list_copy_10"]["train"]["lr"] = 0.5
+    project.write_params(changed)
+    toycircuits(project.folder, "repro")
+    page = tmp_path / "page.html"
+    told = toycircuits(project.folder, "compare", "HEAD", "--out", str(page))
+    assert "quick.list_copy_10.train.lr" in told
+    assert "list_copy_10.loss_above_floor" in told
+    assert "Plotly.newPlot" in page.read_text()
+    assert 'src="http' not in page.read_text()
+    project.write_params(params)
+    toycircuits(project.folder, "repro")
+    found = "error: rev: found 'HEAD~9'; no revision or experiment of"
+    assert toycircuits(project.folder, "compare", "HEAD~9", code=2).startswith(found)
+
+
+def side(name: str, outcome: str, loss: float) -> Side:
+    claim = {"statement": "It learns.", "outcome": outcome, "measured": str(loss)}
+    log = {"variant": "", "seed": 0, "step": [0, 1], "lr": 0.1, "loss": [3.0, loss]}
+    curves = {"run": pd.DataFrame(log)}
+    claims = {("one", "learns"): claim, ("one", "other"): claim | {"outcome": "reproduced"}}
+    return Side(name, {"lr": 0.1, "width": 8}, {"loss": loss, "same": 1.0}, claims, curves)
+
+
+def test_only_differences_are_told() -> None:
+    console = Console(width=200)
+    sides = side("A", "reproduced", 1.0), side("B", "not reproduced", 2.0)
+    with console.capture() as capture:
+        console.print(comparison.as_tables(comparison.differences(*sides)))
+    told = capture.get()
+    assert "params: none differ" in told
+    assert "same" not in told
+    assert told.count("It learns.") == 1
+    assert "reproduced (1.0)  not reproduced (2.0)" in told
+    assert re.search(r"reproduced +2 of 2 +1 of 2", told)
+    (figure,) = comparison.figures(*sides)
+    assert sorted(line.name for line in figure.data) == ["A", "B"]
+    assert [*comparison.figures(sides[0], sides[0])] == []
+
+
+def test_differences_as_markdown_are_tables_of_three_columns() -> None:
+    sides = side("A", "reproduced", 1.0), side("B|C", "not reproduced", 2.0)
+    told = comparison.as_markdown(comparison.differences(*sides))
+    assert "### params: none differ" in told
+    assert "| one: It learns. | reproduced (1.0) | not reproduced (2.0) |" in told
+    rows = [line for line in told.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {4}
+    same = comparison.as_markdown(comparison.differences(sides[0], sides[0]))
+    assert same.count("none differ") == 3
+
+
+def test_runs_are_compared_as_they_are(tmp_path: Path) -> None:
+    a, b = comparison.sides(ROOT, ("linear_regression_h1", "linear_regression_h2"))
+    assert (a.params["model.n_heads"], b.params["model.n_heads"]) == (1, 2)
+    assert a.metrics["mse_transformer"] > b.metrics["mse_transformer"]
+    assert len([*comparison.figures(a, b)]) == 1
+
+
+def test_doctor_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def _ill(root: Path) -> doctor.Finding:
+        raise OSError("no disk")
+
+    def _well(root: Path) -> doctor.Finding:
+        return doctor.Finding("tea", "warning", "cold", "make some")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(doctor, "CHECKS", (_ill, _well))
+    done = CliRunner().invoke(cli.app, ["doctor"])
+    assert done.exit_code == 1
+    assert "failure  ill: OSError: no disk" in done.output
+    assert "warning  tea: cold\n         make some" in done.output
+    monkeypatch.setattr(doctor, "CHECKS", (_well,))
+    assert CliRunner().invoke(cli.app, ["doctor"]).exit_code == 0
+
+
+def test_doctor_looks_at_this_machine() -> None:
+    findings = [check(ROOT) for check in doctor.CHECKS if check.__name__ != "_results"]
+    assert {finding.what: finding.state for finding in findings}["torch"] == "ok"
+    assert [finding for finding in findings if finding.state == "failure"] == []
+    assert [
+        finding for finding in findings if finding.state == "warning" and not finding.mend
+    ] == []
+
+
+def test_doctor_looks_for_the_browser_that_will_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = tmp_path / "browser"
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
+    assert doctor._chrome(ROOT).state == "warning"
+    browser.write_text("#!/bin/sh\n")
+    browser.chmod(0o755)
+    assert doctor._chrome(ROOT) == doctor.Finding("Chrome", "ok", str(browser))
+
+
+def test_unforeseen_errors_are_one_line_without_debug(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import toycircuits.layout as layout\n"
+        "def find_root(root=None): raise ZeroDivisionError('by\\nchance')\n"
+        "layout.find_root = find_root\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    told = toycircuits(ROOT, "fresh", code=70, PYTHONPATH=path)
+    line = "error: ZeroDivisionError: by chance; `toycircuits --debug ...` shows where\n"
+    assert told == line
+    assert "Traceback" in toycircuits(ROOT, "--debug", "fresh", code=1, PYTHONPATH=path)
+
+
+def test_help_is_there_for_all_and_loads_no_torch() -> None:
+    code = "import sys, toycircuits.cli; print(sorted({'torch', 'pandas', 'dvc'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment_of(**SOURCE), check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout == "[]\n"
+    told = CliRunner().invoke(cli.app, ["--help"]).output
+    assert "Exit codes" in told
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        assert command.callback.__doc__, name
+        assert CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
+
+
+def test_shells_complete_it() -> None:
+    script = toycircuits(ROOT, _TOYCIRCUITS_COMPLETE="source_bash", code=0)
+    assert "_completion" in script

@@ -1,0 +1,66 @@
+"""The figures drawn from the tables that git carries: every axis says what it shows."""
+
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from toycircuits import layout
+from toycircuits.config import read_params, read_section
+from toycircuits.tables import read_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = read_params(ROOT / "params.yaml")
+# What is counted, or measured in the task's own numbers, has no unit; what is in these has one.
+IN_NATS = re.compile(r"\b(loss|cross-entropy)\b", re.IGNORECASE)
+UNIT = re.compile(r"\(nats|squared error| / ", re.IGNORECASE)
+
+
+@functools.cache
+def drawn(experiment: str) -> dict[str, go.Figure]:
+    where = f"toycircuits.experiments.{PARAMS['experiments'][experiment]['slice']}.figures"
+    figures = importlib.import_module(where)
+    settings = read_section(PARAMS, experiment, "render", figures.RenderSettings)
+    tables = read_tables(ROOT / layout.tables(experiment))
+    found: dict[str, go.Figure] = figures.draw(tables | figures.compare(tables, settings), settings)
+    return found
+
+
+def titles(figure: go.Figure, kind: str) -> list[str]:
+    axes = [*(figure.select_xaxes() if kind == "x" else figure.select_yaxes())]
+    axes += [scene[f"{kind}axis"] for scene in figure.select_scenes()]
+    return [axis.title.text for axis in axes if axis.title.text]
+
+
+def has_numbers(figure: go.Figure, kind: str) -> bool:
+    """Names of categories say themselves what they are."""
+    found = [trace[kind] for trace in figure.data if kind in trace and trace[kind] is not None]
+    return any(np.issubdtype(np.asarray(values).dtype, np.number) for values in found)
+
+
+@pytest.mark.parametrize("experiment", PARAMS["experiments"])
+def test_every_axis_of_numbers_is_named(experiment: str) -> None:
+    """Once for panels that stand in a row or a column and share it."""
+    missing = [
+        f"{name}: {kind}"
+        for name, figure in drawn(experiment).items()
+        for kind in "xy"
+        if has_numbers(figure, kind) and not titles(figure, kind)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("experiment", PARAMS["experiments"])
+def test_losses_have_their_unit(experiment: str) -> None:
+    bare = [
+        f"{name}: {title}"
+        for name, figure in drawn(experiment).items()
+        for kind in "xy"
+        for title in titles(figure, kind)
+        if IN_NATS.search(title) and not UNIT.search(title)
+    ]
+    assert not bare
