@@ -388,6 +388,7 @@ def products(models: pd.DataFrame) -> go.Figure:
         title=f"Sum of w μ over the heads (dashed: best rate of descent; band: {NEAR:.0%} of it)",
     )
     figure.update_traces(marker={"size": 10, "opacity": 0.8}).update_xaxes(tickangle=60)
+    figure.update_yaxes(title_standoff=16)  # the subscripts hang below the line
     known = table.dropna(subset=["published_w_mu"]).drop_duplicates("label")
     if len(known):
         mark = {"symbol": "diamond-open", "size": 14, "color": "black"}

@@ -10,7 +10,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from toycircuits.config import Settings
-from toycircuits.plotting import COLORS, DASHES, DIVERGING, LOG, LOG_AXIS, SEQUENTIAL
+from toycircuits.plotting import (
+    COLORS,
+    DASHES,
+    DIVERGING,
+    GREY,
+    LOG,
+    LOG_AXIS,
+    SEQUENTIAL,
+)
 from toycircuits.tables import MODEL, first_model, model_number
 
 GUIDE = {"dash": "dot", "color": "black", "width": 1.5}
@@ -163,11 +171,19 @@ def embedding_projection(table: pd.DataFrame) -> go.Figure:
 
 def component_norms(table: pd.DataFrame, title: str, ylabel: str) -> go.Figure:
     """Norm of each Fourier component of a matrix, with its control where there is one."""
-    columns = [name for name in ("norm", "control") if name in table]
-    labels = {"component": "Fourier component", "value": ylabel, "variable": ""}
-    figure = px.bar(table, x="component", y=columns, barmode="overlay", title=title, labels=labels)
-    figure.update_traces(opacity=0.75).update_xaxes(nticks=24, tickangle=-60)
-    return figure.update_layout(showlegend=len(columns) > 1)
+    labels = {"component": "Fourier component", "norm": ylabel}
+    figure = px.bar(table, x="component", y="norm", title=title, labels=labels)
+    if "control" in table:
+        figure.update_traces(name="trained", showlegend=True)
+        line = {"color": GREY, "width": 1.5, "shape": "hvh"}
+        figure.add_scatter(
+            x=table["component"],
+            y=table["control"],
+            mode="lines",
+            line=line,
+            name="Gaussian control",
+        )
+    return figure.update_xaxes(nticks=24, tickangle=-60)
 
 
 def key_rows_gram(embedding_gram: pd.DataFrame) -> go.Figure:
@@ -178,6 +194,12 @@ def key_rows_gram(embedding_gram: pd.DataFrame) -> go.Figure:
     options = {"x": names, "y": names, "text_auto": ".2f", "zmin": -1, "zmax": 1}
     figure = heatmap(values, title, ("component", "component"), **options)
     return figure.update_layout(coloraxis_colorbar_title="cosine")
+
+
+def head_facets(figure: go.Figure) -> go.Figure:
+    """Facet headings in words: "head 0" for "head=0"."""
+    figure.for_each_annotation(lambda note: note.update(text=note.text.replace("=", " ")))
+    return figure
 
 
 def attention_means(attention: pd.DataFrame) -> go.Figure:
@@ -197,7 +219,7 @@ def attention_means(attention: pd.DataFrame) -> go.Figure:
         labels=labels,
         range_y=[0, 1],
     )
-    return figure.update_layout(legend_title_text="")
+    return head_facets(figure).update_layout(legend_title_text="")
 
 
 def attention_maps(table: pd.DataFrame) -> go.Figure:
@@ -214,7 +236,7 @@ def attention_maps(table: pd.DataFrame) -> go.Figure:
         labels={"x": "b", "y": "a", "color": "attention", "facet_col": "head"},
         title='Attention from "=" to a, over all pairs',
     )
-    return figure.update_layout(height=720, width=760)
+    return head_facets(figure).update_layout(height=720, width=760)
 
 
 def neuron_shares(neurons: pd.DataFrame) -> go.Figure:
@@ -340,19 +362,19 @@ def restricted_ratio(progress: pd.DataFrame) -> go.Figure:
 def progress_measures(progress: pd.DataFrame) -> go.Figure:
     """Accuracy, Gini coefficients and squared weights over training."""
     panels = {
-        "accuracy": ("train_accuracy", "test_accuracy"),
-        "Gini coefficient": ("gini_W_E", "gini_W_logit"),
-        "sum of weights²": ("sum_squared_weights",),
+        "accuracy": {"train_accuracy": "train accuracy", "test_accuracy": "test accuracy"},
+        "Gini coefficient": {"gini_W_E": "Gini of W_E", "gini_W_logit": "Gini of W_logit"},
+        "sum of squares": {"sum_squared_weights": "all weights, squared"},
     }
     figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.06)
     for row, (ylabel, names) in enumerate(panels.items(), start=1):
-        for index, name in enumerate(names):
+        for index, (name, label) in enumerate(names.items()):
             figure.add_scatter(
                 x=progress["step"],
                 y=progress[name],
                 row=row,
                 col=1,
-                name=name.replace("_", " "),
+                name=label,
                 line_color=COLORS[(2 * row - 2 + index) % len(COLORS)],
             )
         figure.update_yaxes(title_text=ylabel, row=row, col=1)
