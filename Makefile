@@ -42,10 +42,14 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
-# Chrome draws the static pictures; without one everything else still runs.
+# Chrome draws the static pictures; without one everything else still runs. The names are those that
+# Kaleido looks for; one at a time, as dash's `command -v` looks at its first argument only.
+BROWSERS := chrome google-chrome google-chrome-stable chromium chromium-browser
 chrome:
-	@command -v chromium google-chrome google-chrome-stable chrome >/dev/null 2>&1 \
-	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update \
+	@for name in "$$BROWSER_PATH" $(BROWSERS); do \
+		if command -v "$$name" >/dev/null 2>&1; then exit 0; fi; \
+	done; \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update \
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium >/dev/null; } \
 	|| echo "note: no Chrome or Chromium found; everything but the PNG pictures will run"
 

@@ -31,8 +31,8 @@ def main(experiment: str) -> None:
                 rows.append(claims.judge(claim, tables, scale))
         for name, measured in card.headline.items():
             with config.at_key(f"{path}: headline.{name}"):
-                value = float(claims.values(measured, tables).mean())
-            headline[name] = None if pd.isna(value) else float(f"{value:.6g}")
+                mean = claims.mean_over_models(measured, tables)
+            headline[name] = None if mean is None else float(f"{mean:.6g}")
         judged = pd.DataFrame(rows)
         counts = judged["outcome"].value_counts()
         told = {name.replace(" ", "_"): int(counts.get(name, 0)) for name in claims.OUTCOMES}

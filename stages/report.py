@@ -17,7 +17,7 @@ def main() -> None:
         from plotly.offline import get_plotlyjs
 
         from toycircuits.plotting import TEMPLATE
-        from toycircuits.report.page import page
+        from toycircuits.report.page import page, read_records
         from toycircuits.report.section import folder
 
         params = config.read_params()
@@ -26,7 +26,7 @@ def main() -> None:
             sections[name] = (folder(name) / "section.html").read_text()
             summed = json.loads((folder(name) / "summary.json").read_text())
             titles[name], counts[name] = summed["title"], summed["counts"]
-        records = json.loads((layout.REPORTS / "stages.json").read_text())
+        records = read_records(layout.REPORTS / "stages.json")
         template = TEMPLATE.to_plotly_json()
         text = page(sections, titles, counts, records, params, get_plotlyjs(), template)
         (layout.REPORTS / "index.html").write_text(text)

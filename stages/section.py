@@ -14,8 +14,6 @@ from toycircuits import config, layout
 def main(experiment: str) -> None:
     """Write what the page says of EXPERIMENT."""
     with config.exit_on_bad_input():
-        import pandas as pd
-
         from toycircuits.claims import read_card
         from toycircuits.report import section
 
@@ -24,7 +22,7 @@ def main(experiment: str) -> None:
         tables = sorted(layout.summary(experiment).glob("*.csv"))
         tables += sorted(layout.tables(experiment).glob("*/ablations.csv"))
         card = read_card(Path("claims") / f"{experiment}.yaml")
-        claims = pd.read_csv(folder / "claims.csv")
+        claims = section.read_claims(folder / "claims.csv")
         text = section.section(
             experiment,
             card,

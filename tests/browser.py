@@ -3,12 +3,16 @@
 import asyncio
 import base64
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from choreographer import Browser
+from choreographer.browsers import BrowserFailedError
 
 T = TypeVar("T")
+FIRST_ANSWER = 30.0  # seconds; a start takes two, on busy cores ten
 WATCHED = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 REQUEST = "Network.requestWillBeSent"
 
@@ -24,7 +28,30 @@ class Chromium:
         self.requested: list[str] = []
 
     async def _open(self) -> Any:
-        return await Browser()
+        """A browser that has answered; one that does not, as happens, is started a second time."""
+        for last in (False, True):
+            browser = Browser()
+            try:
+                await asyncio.wait_for(browser.open(), FIRST_ANSWER)
+            except (TimeoutError, BrowserFailedError):  # the latter is what its open() makes of it
+                await self._kill(browser)
+                if last:
+                    raise
+            else:
+                return browser
+        raise AssertionError
+
+    async def _kill(self, browser: Any) -> None:
+        """End a browser that would not hear of it, and its processes."""
+        family: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(browser.subprocess.pid)
+            family = [*parent.children(recursive=True), parent]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        browser.subprocess.wait(FIRST_ANSWER)
+        await browser.close()  # its threads and folders
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(asyncio.wait_for(work, 120))
@@ -51,7 +78,7 @@ class Chromium:
         for name in WATCHED:
             self._tab.subscribe(name, say, repeating=True)
         self._tab.subscribe(REQUEST, request, repeating=True)
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Performance"):
             self.send(f"{domain}.enable")
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **size)
@@ -67,6 +94,11 @@ class Chromium:
         )
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def processor_seconds(self) -> float:
+        """How long the page's thread has had a core since it was loaded."""
+        told = self.send("Performance.getMetrics")["metrics"]
+        return float(next(one["value"] for one in told if one["name"] == "ThreadTime"))
 
     def until(self, condition: str, seconds: float = 60) -> None:
         """Wait until an expression is true."""

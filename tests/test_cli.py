@@ -1,5 +1,6 @@
 """The commands that tell: list, show, compare, doctor; and what becomes of errors."""
 
+import math
 import os
 import re
 import subprocess
@@ -120,6 +121,69 @@ def test_only_differences_are_told() -> None:
     (figure,) = comparison.figures(*sides)
     assert sorted(line.name for line in figure.data) == ["A", "B"]
     assert [*comparison.figures(sides[0], sides[0])] == []
+
+
+def test_values_that_six_digits_do_not_tell_apart_differ() -> None:
+    a, b = (Side(name, {"lr": lr}, {}, {}, {}) for name, lr in (("A", 0.1234567), ("B", 0.1234568)))
+    (params, metrics) = comparison.differences(a, b)
+    assert params.rows == [("lr", "0.1234567", "0.1234568")]
+    assert metrics.rows == []
+    assert comparison.differences(a, a)[0].rows == []
+
+
+def test_revisions_without_a_run_in_common_are_compared() -> None:
+    """As where a revision has no results yet: runs of one side are named, and nothing is drawn."""
+    with_results = side("A", "reproduced", 1.0)
+    without = Side("B", with_results.params, {}, {}, {})
+    for pair in ((with_results, without), (without, with_results)):
+        assert [*comparison.figures(*pair)] == []
+        (runs,) = [part for part in comparison.differences(*pair) if part.title == "runs"]
+        assert [row[0] for row in runs.rows] == ["run"]
+        assert sorted(runs.rows[0][1:]) == ["-", "trained"]
+
+
+def test_a_metric_of_a_run_is_that_of_its_last_step(tmp_path: Path) -> None:
+    """One that is not logged there is left out, not taken from an earlier step."""
+    folder = tmp_path / "reports/list_copy_10/tables/list_copy_10"
+    folder.mkdir(parents=True)
+    log = {
+        "variant": "",
+        "seed": [0, 0],
+        "step": [0, 1],
+        "loss": [3.0, 1.0],
+        "accuracy": [0.5, None],
+    }
+    pd.DataFrame(log).to_csv(folder / "training.csv", index=False)
+    params = tmp_path / "params.yaml"
+    params.write_text((ROOT / "params.yaml").read_text())
+    (one, _) = comparison.sides(tmp_path, ("list_copy_10", "list_copy_10"))
+    assert one.metrics["training.loss"] == 1.0
+    assert math.isnan(one.metrics["training.accuracy"])
+
+
+def test_show_tells_what_failed_first_and_why() -> None:
+    told = toycircuits(ROOT, "show", "list_copy_100")
+    claims = told[told.index("claims of list_copy_100") :]
+    assert claims.index("not reproduced  ") < claims.index("\nreproduced  ")
+    assert claims.count("why not: ") == claims.count("not reproduced  ")
+    assert "2 of 3" in claims
+    assert "list_copy_100_2l_large_reshuffle" in told  # its runs
+
+
+def test_head_may_end_what_is_shown() -> None:
+    command = f"{sys.executable} -c '{CALL}' show list_copy_10 | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True,
+                          env=environment_of(**SOURCE), text=True, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+
+
+def test_the_page_is_named_as_seen_from_where_the_command_is_given(tmp_path: Path) -> None:
+    runs = ("linear_regression_h1", "linear_regression_h2")
+    told = toycircuits(ROOT / "docs", "compare", *runs, "--out", str(tmp_path / "new/page.html"))
+    assert f"training curves: {tmp_path / 'new/page.html'}" in told
+    assert "means over models" in told
+    assert (tmp_path / "new/page.html").exists()
 
 
 def test_differences_as_markdown_are_tables_of_three_columns() -> None:

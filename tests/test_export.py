@@ -8,31 +8,19 @@ from pathlib import Path
 import plotly.express as px
 import plotly.graph_objects as go
 import pytest
+from project import ROOT, environment_of
 from test_plotting import needs_chrome
 
 from toycircuits import export
-from toycircuits.config import InputError
+from toycircuits.config import InputError, read_params
 
+PARAMS = read_params(ROOT / "params.yaml")
 COMMAND = [sys.executable, "-c", "from toycircuits.cli import app; app()", "figures"]
 
 
 def scatter(**layout: object) -> go.Figure:
     points = {"x": [1, 2, 3], "y": [1, 4, 9], "kind": ["one", "two", "two"]}
     return px.line(points, x="x", y="y", color="kind", title="Squares").update_layout(**layout)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder with two figures of one experiment."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "stages").mkdir()
-    for name in ("params.yaml", "dvc.yaml", "stages/train.py"):  # a project is told by these
-        (tmp_path / name).touch()
-    for name in ("cubes", "squares"):
-        path = export.FIGURES / "powers" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(scatter().to_json())
-    return tmp_path
 
 
 @pytest.mark.parametrize(("said", "meant"), [("column", 3.25), ("page", 6.75), ("4.5", 4.5)])
@@ -46,30 +34,42 @@ def test_widths_that_make_no_figure(said: str) -> None:
         export.inches(said)
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in the project, with its tables."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("here")
 def test_figures_are_found_by_experiment_and_by_name() -> None:
-    assert [path.stem for path in export.find([])] == ["cubes", "squares"]
-    assert [path.stem for path in export.find(["powers", "powers/cubes"])] == ["cubes", "squares"]
-    assert [path.stem for path in export.find(["powers/squares"])] == ["squares"]
+    whole = [*export.find(["list_copy_10"], PARAMS)]
+    assert "list_copy_10/loss" in whole
+    assert len(whole) == len([*ROOT.glob("reports/list_copy_10/figures/*.png")])
+    assert [*export.find(["list_copy_10", "list_copy_10/loss"], PARAMS)] == whole
+    assert [*export.find(["list_copy_10/loss"], PARAMS)] == ["list_copy_10/loss"]
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("roots", "roots: found 'roots'; drawn: powers; "),
-        ("powers/roots", "powers/roots: no such figure; powers has cubes, squares"),
-        ("../powers", r"\.\./powers: found '\.\.'; drawn: powers; "),
+        ("roots", "roots: found 'roots'; allowed: modular_subtraction, "),
+        (
+            "list_copy_10/roots",
+            "list_copy_10/roots: no such figure; list_copy_10 has attention_sample, ",
+        ),
+        ("../loss", r"\.\./loss: found '\.\.'; allowed: modular_subtraction, "),
     ],
 )
 def test_figures_that_are_not_there(name: str, text: str) -> None:
     with pytest.raises(InputError, match=text):
-        export.find([name])
+        export.find([name], PARAMS)
 
 
-def test_nothing_drawn_yet(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no figures; `toycircuits repro -s render@EXPERIMENT`"):
-        export.find([], tmp_path)
+def test_nothing_to_draw_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="reports/modular_subtraction/tables: no tables yet; "):
+        export.find([], PARAMS)
 
 
 @pytest.mark.parametrize("width", [3.25, 6.75])
@@ -98,21 +98,18 @@ def test_crowded_panels_are_told() -> None:
 
 
 @needs_chrome
-def test_the_command_draws_both_vector_formats(folder: Path) -> None:
+def test_the_command_draws_both_vector_formats(tmp_path: Path) -> None:
     """The page of the PDF, and the SVG, are as wide as asked."""
     for form in ("pdf", "svg"):
-        command = [*COMMAND, "powers/cubes"]
-        command += ["--format", form, "--width", "3.25", "--out", "for_print"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        arguments = ("--format", form, "--width", "3.25", "--out", str(tmp_path / "for_print"))
+        done = figures("list_copy_10/loss", *arguments)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"for_print/powers/cubes.{form}\n"
-    svg = (folder / "for_print/powers/cubes.svg").read_text()
-    assert re.search(r'<svg[^>]* width="234\.\d+pt"', svg)
-    boxes = re.findall(
-        rb"/MediaBox \[0 0 ([\d.]+)", (folder / "for_print/powers/cubes.pdf").read_bytes()
-    )
+        assert done.stdout.endswith(f"for_print/list_copy_10/loss.{form}\n")
+    drawn = tmp_path / "for_print/list_copy_10"
+    assert re.search(r'<svg[^>]* width="234\.\d+pt"', (drawn / "loss.svg").read_text())
+    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+)", (drawn / "loss.pdf").read_bytes())
     assert [float(box) for box in boxes] == [pytest.approx(234, abs=1)]
-    assert [path.name for path in (folder / "for_print").iterdir()] == ["powers"]
+    assert [path.name for path in drawn.parent.iterdir()] == ["list_copy_10"]
 
 
 @pytest.mark.parametrize(
@@ -120,13 +117,25 @@ def test_the_command_draws_both_vector_formats(folder: Path) -> None:
     [
         (["--format", "gif"], "--format: found 'gif'; allowed: pdf, svg, png"),
         (["--width", "narrow"], "--width: found 'narrow'; allowed: column, page, or 1.5 to 40"),
-        (["squares"], "squares: found 'squares'; drawn: powers"),
+        (["squares"], "squares: found 'squares'; allowed: modular_subtraction"),
     ],
 )
-def test_bad_input_is_one_line(folder: Path, arguments: list[str], text: str) -> None:
-    command = [*COMMAND, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], text: str) -> None:
+    done = figures(*arguments, "--out", str(tmp_path / "for_print"))
     assert done.returncode == 2
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not (folder / "figures").exists()
+    assert [*tmp_path.iterdir()] == []
+
+
+def figures(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command, with a limit above the time after which a stuck Chrome is started once more."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=ROOT,
+        env=environment_of(PYTHONPATH=str(ROOT / "src")),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )

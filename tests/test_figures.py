@@ -1,7 +1,7 @@
 """The figures drawn from the tables that git carries: every axis says what it shows."""
 
+import contextlib
 import functools
-import importlib
 import re
 from pathlib import Path
 
@@ -9,9 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from toycircuits import layout
-from toycircuits.config import read_params, read_section
-from toycircuits.tables import read_tables
+from toycircuits import drawing
+from toycircuits.config import read_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = read_params(ROOT / "params.yaml")
@@ -22,12 +21,8 @@ UNIT = re.compile(r"\(nats|squared error| / ", re.IGNORECASE)
 
 @functools.cache
 def drawn(experiment: str) -> dict[str, go.Figure]:
-    where = f"toycircuits.experiments.{PARAMS['experiments'][experiment]['slice']}.figures"
-    figures = importlib.import_module(where)
-    settings = read_section(PARAMS, experiment, "render", figures.RenderSettings)
-    tables = read_tables(ROOT / layout.tables(experiment))
-    found: dict[str, go.Figure] = figures.draw(tables | figures.compare(tables, settings), settings)
-    return found
+    with contextlib.chdir(ROOT):
+        return drawing.draw(PARAMS, experiment, PARAMS["experiments"][experiment]["slice"])[1]
 
 
 def titles(figure: go.Figure, kind: str) -> list[str]:

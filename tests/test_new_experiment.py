@@ -1,5 +1,7 @@
 """`toycircuits new-experiment` writes an experiment that works; dvc.yaml stays as it is."""
 
+import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ def project(folder: Path) -> Path:
     for name in ("src", "stages", "claims", "tests/experiments"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
@@ -60,17 +62,37 @@ def test_a_new_experiment_runs_end_to_end(tmp_path: Path) -> None:
             claims.unlink()
     with (tmp_path / "params.yaml").open("w") as file:
         yaml.dump(params, file)
-    dvc = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    dvc = [sys.executable, "-m", "dvc", "init", "--quiet"]
     subprocess.run(dvc, cwd=tmp_path, check=True)
     ran = toycircuits(tmp_path, "repro")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "not reproduced" not in (tmp_path / f"reports/{NAME}/claims.csv").read_text()
-    assert (tmp_path / f"artifacts/figures/{NAME}/accuracy.json").exists()
+    figure = json.loads((tmp_path / f"artifacts/figures/{NAME}/accuracy.json").read_text())
+    assert [line["name"] for line in figure["data"]] == ["0", "1", "2"], "a line for each seed"
+    summary = (tmp_path / f"reports/{NAME}/summary/final_accuracy.csv").read_text()
+    assert summary == f"run,variant,mean,min,max\n{NAME},,1,1,1\n"
     assert (tmp_path / f"reports/weights/{NAME}.safetensors").exists()
     test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
     test += [f"tests/experiments/test_{NAME}.py", "-c", "/dev/null"]
     environment = environment_of(PYTHONPATH=str(tmp_path / "src"))
     subprocess.run(test, cwd=tmp_path, env=environment, check=True)
+    subprocess.run(["git", "add", "--all"], cwd=tmp_path, check=True)
+    fresh = toycircuits(tmp_path, "fresh")
+    assert (fresh.returncode, fresh.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_what_it_writes_keeps_to_the_rules_of_the_house(tmp_path: Path) -> None:
+    project(tmp_path)
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/project.py", "benchmarks"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    made = [str(path) for path in create(tmp_path, NAME) if path.suffix == ".py"]
+    for command in (["ruff", "format", "--check"], ["ruff", "check"], ["mypy"]):
+        tool = [sys.executable, "-m", *command, *made]
+        done = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -92,12 +114,98 @@ def test_names_that_cannot_be_write_nothing(tmp_path: Path, name: str, message: 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_params_laid_out_otherwise_are_left_alone(tmp_path: Path) -> None:
-    project(tmp_path)
-    text = (tmp_path / "params.yaml").read_text() + "other: {list_copy_10: {}}\n"
-    (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(
-        InputError, match=r"params.yaml: \w+: laid out so that no entry can be added"
-    ):
+LAID_OUT = "laid out so that no entry can be added to it"
+SMALL = """\
+scale: quick  # a remark
+experiments:
+  e: {slice: s}
+
+runs:
+  r: {experiment: e, slice: s}
+# of the scale
+quick:
+  e:
+
+    data: {seed: 0}
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every path of `folder`, and what is in the files."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("quick:\n", "other: {e: {}}\nquick:\n", f"other: {LAID_OUT}"),
+        ("  r: {", "    r: {", f"runs: {LAID_OUT}"),
+        ("  e:\n\n    data", "  e:\n# between them\n    data", f"quick: {LAID_OUT}"),
+        (SMALL[SMALL.index("runs") : SMALL.index("# of")], "", "runs: missing key; allowed is a"),
+        ("  r: {experiment: e, slice: s}\n", "", "runs: found None; allowed is a mapping"),
+        (SMALL[SMALL.index("  e:\n\n") :], "", "quick: found None; allowed is a mapping"),
+        ("quick:\n", "fast: 3\nquick:\n", "fast: found 3; allowed is a mapping"),
+    ],
+)
+def test_params_that_are_no_place_for_it_are_left_alone(
+    tmp_path: Path, before: str, after: str, message: str
+) -> None:
+    assert SMALL.count(before) == 1
+    (tmp_path / "params.yaml").write_text(SMALL.replace(before, after))
+    there = contents(tmp_path)
+    with pytest.raises(InputError) as error:
         create(tmp_path, NAME)
-    assert (tmp_path / "params.yaml").read_text() == text
+    assert str(error.value).startswith(f"params.yaml: {message}")
+    assert contents(tmp_path) == there
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SMALL, SMALL.rstrip("\n"), SMALL.replace("\n", "\r\n")],
+    ids=["as here", "no end of the last line", "CRLF"],
+)
+def test_all_of_params_stays_but_for_the_additions(tmp_path: Path, text: str) -> None:
+    target = tmp_path / "elsewhere.yaml"
+    target.write_bytes(text.encode())
+    target.chmod(0o640)
+    (tmp_path / "params.yaml").symlink_to(target)
+    create(tmp_path, NAME)
+    after = target.read_bytes().decode()
+    lines = iter(after.splitlines(keepends=True))
+    end = "\r\n" if "\r" in text else "\n"
+    assert all(line in lines for line in f"{text.rstrip()}{end}".splitlines(keepends=True))
+    assert after.count("\r") == (after.count("\n") if "\r" in text else 0)
+    params = YAML(typ="safe").load(after)
+    assert [NAME in params[key] for key in ("experiments", "runs", "quick")] == [True] * 3
+    assert (tmp_path / "params.yaml").is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("written", range(10))
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """Whichever file does not fit; or params.yaml does not take its place."""
+    (tmp_path / "params.yaml").write_text(SMALL)
+    (tmp_path / "claims").mkdir()
+    there, whole, left = contents(tmp_path), Path.write_bytes, [written]
+
+    def write(path: Path, content: bytes) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            whole(path, content[:3])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, content)
+
+    def replace(path: Path, target: Path) -> None:
+        assert contents(tmp_path).keys() > there.keys()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="No space left"):
+        create(tmp_path, NAME)
+    assert contents(tmp_path) == there

@@ -68,6 +68,7 @@ def test_code_deps_equal_the_import_closure(stage: str, slice_name: str) -> None
 def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     declared = set(stages_of_dvc_yaml()[stage]["params"])
     text = (ROOT / STAGES[stage]).read_text()
+    text += (SRC / "toycircuits/drawing.py").read_text() if stage == "render" else ""
     name = "${key}" if "read_section" in text else "${item.experiment}"
     sections = re.findall(r'section\((?:params, experiment, )?"(\w+)"', text)
     read = {f"${{scale}}.{name}.{section}" for section in sections}

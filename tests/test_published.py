@@ -29,7 +29,7 @@ def test_another_model_is_named() -> None:
     message = "no model 'seed7'; there are: seed999, seed1000, seed1001"
     with pytest.raises(InputError, match=message):
         load_run("modular_subtraction", member="seed7", root=ROOT)
-    with pytest.raises(InputError, match="no published weights; there are: linear_regression_h1, "):
+    with pytest.raises(InputError, match=r"have none\); there are: linear_regression_h1, "):
         load_run("modular", root=ROOT)
 
 

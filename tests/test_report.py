@@ -1,20 +1,26 @@
 """The page for readers who install nothing: what stands in it, and that a browser shows it."""
 
+import asyncio
 import json
 import re
-import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import browser as driver
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from browser import Chromium
+from plotly.offline import get_plotlyjs
 from project import ROOT
 
 from toycircuits.claims import Card
-from toycircuits.plotting import TEMPLATE
+from toycircuits.config import InputError
+from toycircuits.layout import FLOAT_FORMAT
+from toycircuits.plotting import TEMPLATE, find_browser
 from toycircuits.report import page, section
 
 INDEX = ROOT / "reports/index.html"
@@ -36,24 +42,48 @@ def experiment(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made_section(experiment: Path) -> str:
-    card = Card.parse(
-        {"title": HOSTILE, "question": HOSTILE, "method": [HOSTILE], "headline": {}, "claims": []},
-        "card",
-    )
+def made_section(experiment: Path, text: str = HOSTILE, **cells: list[Any]) -> str:
+    """A section in which all is called `text`, with a claim of each outcome.
+
+    Args:
+        cells: column of the claims -> what stands there in each.
+    """
+    measured = {"table": "t", "value": "v"}
+    claim = {"id": "x", "statement": text, "source": text, "kind": "exact", "measured": measured}
+    fields = {"title": text, "question": text, "method": [text], "headline": {}}
+    card = Card.parse(fields | {"claims": [claim | {"expected": {"below": 1}}]}, "card")
     row: dict[str, Any] = dict.fromkeys(
-        ["statement", "source", "measured", "interval", "expected", "why"], HOSTILE
+        ["statement", "source", "measured", "interval", "expected", "why"], text
     )
-    row |= {"id": "x", "kind": "exact", "published": None, "models": 2, "passing": 1}
-    claims = pd.DataFrame([row | {"outcome": outcome} for outcome in section.MARKS])
+    row |= {"kind": "exact", "published": None, "models": 2, "passing": 1}
+    rows = [
+        row | {"id": outcome.replace(" ", "_"), "outcome": outcome} for outcome in section.MARKS
+    ]
+    # Written and read, as by the stages: cells become text, and empty ones do not become NaN.
+    table = pd.DataFrame(rows).assign(**cells)
+    table.to_csv(experiment / "claims.csv", index=False, float_format=FLOAT_FORMAT)
     return section.section(
         "e",
         card,
-        claims,
+        section.read_claims(experiment / "claims.csv"),
         section.read_figures(experiment),
         [section.read_shown_table(experiment / "t.csv")],
-        {HOSTILE: json.dumps(HOSTILE)},
+        {text: json.dumps(text)},
     )
+
+
+def made_page(
+    sections: dict[str, str],
+    records: dict[str, Any],
+    params: dict[str, Any] | None = None,
+    plotly: str = "",
+) -> str:
+    """The page of `sections`, whose experiments have no runs."""
+    no_runs = {"scale": "quick", "runs": {}, "quick": {name: {"data": {}} for name in sections}}
+    counts = {name: dict.fromkeys(section.MARKS, 1) for name in sections}
+    titles = dict.fromkeys(sections, HOSTILE)
+    template = TEMPLATE.to_plotly_json()
+    return page.page(sections, titles, counts, records, params or no_runs, plotly, template)
 
 
 def test_data_never_becomes_markup(experiment: Path) -> None:
@@ -61,11 +91,126 @@ def test_data_never_becomes_markup(experiment: Path) -> None:
     assert "alert(1)" in text
     assert re.findall(r"<script[^>]*>", text) == ['<script type="application/json">'] * 2
     assert text.count("</script>") == 2
-    params = {"scale": HOSTILE, "runs": {}, HOSTILE: {"e": {"data": {}}}}
-    whole = page.page(
-        {"e": text}, {"e": HOSTILE}, {"e": dict.fromkeys(section.MARKS, 1)}, {}, params, "", {}
-    )
+    params = {"scale": HOSTILE, "runs": {}, HOSTILE: {"e": {"data": {"seed": HOSTILE}}}}
+    hostile = dict.fromkeys(["commit", "processor", "system", "python", "torch", "cores"], HOSTILE)
+    dep = {"path": HOSTILE, "md5": HOSTILE + ".dir"}
+    told = record(**hostile, gpus=[HOSTILE], deps=[dep], outs=[])
+    told["params"] = {"params.yaml": {HOSTILE: params[HOSTILE]}}
+    assert page.belonging({"generate@e": told}, params, experiment)
+    whole = made_page({"e": text}, {"generate@e": told}, params)
+    assert "1 inputs" in whole  # the record stands in it
+    assert "stages took" in whole
     assert "<script>alert" not in whole
+    assert '<code class="commit"><script>' not in whole  # just the 8 characters of a commit
+    # Those of the page's own, and of the section's two figures.
+    assert whole.count("<script") == whole.count("</script>") == 1 + 2 + 3
+
+
+def test_backticks_are_code_and_nothing_else_is(experiment: Path) -> None:
+    text = made_section(experiment, "`step < 3` & `b` `")
+    code = "<code>step &lt; 3</code> &amp; <code>b</code> `"
+    assert f">{code}</h2>" in text
+    assert f'<p class="question">{code}</p>' in text
+    assert f"<li>{code}</li>" in text
+    assert text.count(f"<td>{code} <small>exact") == 3  # statements
+    assert text.count(f"<strong>Why not:</strong> {code}</p>") == 3
+    assert section.with_code(f"`{HOSTILE}`").count("<") == 2
+
+
+def test_cells_of_claims_are_shown_as_they_are_written(experiment: Path) -> None:
+    published = ["", "49", "7"]
+    text = made_section(
+        experiment, "t", published=published, passing=[2, None, None], models=[2, 3, 0]
+    )
+    assert re.findall(r"<td>([^<]*)</td>\n</tr>", text)[:3] == published
+    assert re.findall(r"<small>(\d.*) as expected", text) == ["2 of 2 models"]
+    one = made_section(experiment, "t", models=[1, 1, 1], passing=[1, 0, None])
+    assert re.findall(r"<small>(\d.*) as expected", one) == ["1 of 1 model", "0 of 1 model"]
+
+
+def test_failing_claims_are_listed_above_the_table(experiment: Path) -> None:
+    failed = ["not reproduced", "reproduced", "not reproduced"]
+    text = made_section(experiment, "t", outcome=failed, id=["one", "two", "three"])
+    (listed,) = re.findall(r'<p class="failed">(.*?)</p>', text, re.DOTALL)
+    assert re.findall(r'<a href="#e-claim-(\w+)">(\w+)</a>', listed) == [
+        ("one", "one"),
+        ("three", "three"),
+    ]
+    assert re.findall(r'id="e-claim-(\w+)"', text) == ["one", "two", "three"]
+    assert text.index(listed) < text.index('<table class="claims">')
+    assert 'class="failed"' not in made_section(experiment, "t", outcome=["reproduced"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        ({"a": 60.0, "b": 30.0}, "2 stages took 1 min 30 s of processor time on P"),
+        (
+            {"a": 60.0, "b": None, "c": None},
+            "1 of 3 stages took 1 min 0 s of processor time on P, 2 cores, S, Python 3, torch 2; "
+            "the times of 2 were not recorded.",
+        ),
+        ({"a": None, "b": None}, "The times of the stages were not recorded."),
+        ({}, "The times of the stages were not recorded."),
+    ],
+)
+def test_times_that_are_not_recorded_are_not_taken_for_none(
+    times: dict[str, float | None], shown: str
+) -> None:
+    records = {name: record(processor_seconds=seconds) for name, seconds in times.items()}
+    names = ["scale", "sections", "titles", "counts", "sums", "marks"]
+    empty: dict[str, Any] = {name: {} for name in [*names, "style", "script", "plotly", "template"]}
+    template = section.environment().get_template("page.html")
+    assert f"<p>{shown}" in template.render(**empty, totals=page.totals(records))
+
+
+def test_stages_without_a_record_count_as_not_recorded(experiment: Path) -> None:
+    known = record(params={"params.yaml": {"scale": "quick"}})
+    whole = made_page({"e": made_section(experiment, "t")}, {"render@e": known, "publish": known})
+    assert "<p>2 of 4 stages took 2.0 s of processor time" in whole  # generate and check are not
+    assert "the times of 2 were not recorded.</p>" in whole
+
+
+def test_provenance_says_what_a_commit_means(experiment: Path) -> None:
+    known = record(commit="0123456789abcdef", edited=True)
+    whole = made_page({"e": made_section(experiment, "t")}, {"render@e": known})
+    assert '<td><code class="commit">01234567</code> <small>edited</small></td>' in whole
+    explained = whole.index("need not be part of the history of this repository")
+    assert whole.index('id="e-provenance"') < explained < whole.index('<table class="stages">')
+
+
+@pytest.mark.parametrize("scale", ["quick", "paper"])
+def test_other_scales_are_said_not_to_compare_most_claims(experiment: Path, scale: str) -> None:
+    params = {"scale": scale, "runs": {}, scale: {"e": {"data": {}}}}
+    whole = made_page({"e": made_section(experiment, "t")}, {}, params)
+    assert ("most claims are not comparable here" in whole) == (scale == "quick")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<<<<<<< HEAD\n{}", "not valid JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b'{"a": "\xff"}', "not valid JSON: 'utf-8' codec can't decode byte 0xff in position 7"),
+        (b"[]", "found a list; allowed is an object of stages"),
+        (b'{"train@a": 3}', "train@a: found 3; allowed is an object"),
+    ],
+)
+def test_records_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "stages.json").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        page.read_records(tmp_path / "stages.json")
+    assert str(error.value).startswith(f"{tmp_path}/stages.json: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_the_stage_tells_of_records_that_are_none_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("experiments: {}\n")
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/stages.json").write_text("[]")
+    command = [sys.executable, str(ROOT / "stages/report.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = "error: reports/stages.json: found a list; allowed is an object of stages\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 def test_figures_keep_their_order_and_share_the_template(experiment: Path) -> None:
@@ -96,7 +241,9 @@ def test_outcomes_are_told_in_words_too(experiment: Path) -> None:
 
 
 def record(**changes: Any) -> dict[str, Any]:
-    base = {"deps": [], "outs": [], "params": {"params.yaml": {"scale": "quick"}}}
+    base: dict[str, Any] = {"deps": [], "outs": [], "params": {"params.yaml": {"scale": "quick"}}}
+    base |= {"seconds": 1.0, "processor_seconds": 1.0, "attempts": 1, "commit": "", "edited": False}
+    base |= {"processor": "P", "cores": 2, "system": "S", "python": "3", "torch": "2", "gpus": []}
     return base | changes
 
 
@@ -126,9 +273,7 @@ def test_only_records_of_what_stands_here_count(
 
 # --- the page in git, in a browser ---
 
-needs_browser = pytest.mark.skipif(
-    not any(map(shutil.which, ("chromium", "google-chrome", "chrome"))), reason="no Chromium"
-)
+needs_browser = pytest.mark.skipif(not find_browser(), reason="no Chromium")
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +312,91 @@ def test_every_figure_is_drawn_and_nothing_leaves_the_page(browser: Chromium) ->
 @needs_browser
 @pytest.mark.slow
 def test_the_first_figure_comes_soon(browser: Chromium) -> None:
-    """Under 2 s on an idle machine; a loaded one is given three times as long, and three tries."""
+    """Within 2 s.
+
+    Counted are the seconds for which the page's one thread, which does all, has a core: on an idle
+    machine they are those on the clock; on a busy one the clock also counts waiting for a core, to
+    which no limit can be set. The best of three tries is that which is disturbed least.
+    """
     times = []
     for _ in range(3):
         browser.load(INDEX)
         browser.until("document.querySelector('.js-plotly-plot .main-svg')")
-        times.append(browser.run("performance.now()"))
-    assert min(times) < 6000
+        times.append(browser.processor_seconds())
+    assert 0.1 < min(times) < 2
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_figure_that_cannot_be_drawn_stops_no_other(
+    browser: Chromium, experiment: Path, tmp_path: Path
+) -> None:
+    figure = go.Figure(go.Scatter(x=[1], y=[2]))
+    (experiment / "third.json").write_text(figure.update_layout(meta={"order": 2}).to_json())
+    text = made_section(experiment, "t")
+    broken = text.replace(
+        '<script type="application/json">{', '<script type="application/json">', 1
+    )
+    assert broken != text
+    (tmp_path / "page.html").write_text(made_page({"e": broken}, {}, plotly=get_plotlyjs()))
+    browser.load(tmp_path / "page.html", height=3000)  # all figures are in the window at once
+    browser.until("document.querySelectorAll('.js-plotly-plot .xtick text').length >= 2")
+    drawn = "[...document.querySelectorAll('figure')].map(f => !!f.querySelector('.main-svg'))"
+    assert browser.run(drawn) == [False, True, True]
+    color = "getComputedStyle(document.querySelector('.js-plotly-plot .xtick text')).fill"
+    light = browser.run(color)
+    browser.run("document.getElementById('theme').click()")
+    browser.until(f"{color} !== '{light}'")
+    assert any("exceptionDetails" in said for said in browser.said)
+    browser.run("localStorage.clear()")
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "wraps"), [(1280, False), (360, True)])
+def test_names_of_stages_wrap_only_where_there_is_no_room(
+    browser: Chromium, experiment: Path, tmp_path: Path, width: int, wraps: bool
+) -> None:
+    text = made_section(experiment, "t")
+    name = "e_of_a_name_that_is_long_enough_to_be_wrapped_on_a_phone"
+    whole = made_page({name: text}, {f"render@{name}": record(commit="0123456789")})
+    (tmp_path / "page.html").write_text(whole.replace('class="stages"', 'class="stages" id="told"'))
+    browser.load(tmp_path / "page.html", width)
+    lines = "document.querySelector('#told tbody th').getClientRects()[0].height"
+    assert (browser.run(lines) > 60) == wraps
+    assert browser.run("getComputedStyle(document.querySelector('.commit')).whiteSpace") == "nowrap"
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_a_browser_that_does_not_answer_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    class Silent:
+        """Answers from its second start on."""
+
+        def __init__(self) -> None:
+            self.subprocess = subprocess.Popen(["sleep", "60"])
+            self.closed = False
+            started.append(self)
+
+        async def open(self) -> None:
+            if len(started) == 1:
+                await asyncio.sleep(60)
+
+        async def close(self) -> None:
+            self.subprocess.kill()
+            self.subprocess.wait(10)
+            self.closed = True
+
+    monkeypatch.setattr(driver, "Browser", Silent)
+    monkeypatch.setattr(driver, "FIRST_ANSWER", 0.2)
+    found = Chromium()
+    first, second = started
+    assert first.closed
+    assert first.subprocess.poll() is not None
+    assert second.subprocess.poll() is None
+    found.close()
+    assert second.closed
 
 
 @needs_browser

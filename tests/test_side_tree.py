@@ -1,9 +1,20 @@
 """Another scale is reproduced in a folder of its own, and what git carries stays as it is."""
 
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from project import Project
+from project import ROOT, Project
+from ruamel.yaml import YAML
+
+from toycircuits.cache import cache_folder
+from toycircuits.config import InputError
+from toycircuits.side_tree import COPIED, side_tree
 
 pytestmark = pytest.mark.slow
 RUN = "list_copy_10"
@@ -66,6 +77,40 @@ def test_edits_additions_and_deletions_follow(project: Project) -> None:
     assert not (quick / "notes.txt").exists()
 
 
+def test_what_a_person_puts_there_stays(project: Project) -> None:
+    page = project.folder / "quick/compare.html"
+    page.write_text("curves")
+    params = project.folder / "quick/params.yaml"
+    text = params.read_text()
+    command = ("toycircuits", "repro", "--scale", "quick", "--dry")
+    assert project.run(*command)[0] == 0
+    params.write_text(text + "# an edit\n")
+    code, out, err = project.run(*command)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"error: {params}: is not what was copied there")
+    assert params.read_text() == text + "# an edit\n"
+    params.unlink()
+    assert project.run(*command)[0] == 0
+    assert params.read_text() == text
+    assert page.read_text() == "curves"
+
+
+def test_its_results_are_fresh_though_git_does_not_know_them(project: Project) -> None:
+    reproduced(project)
+    quick = project.folder / "quick"
+
+    def fresh() -> tuple[int, str]:
+        code, _, err = project.run("sh", "-c", "cd quick && toycircuits fresh")
+        return code, err
+
+    assert fresh() == (0, "")
+    table = quick / f"reports/{RUN}/claims.csv"
+    table.unlink()
+    assert fresh() == (1, f"not there: reports/{RUN}/claims.csv\n")
+    reproduced(project)
+
+
 def test_the_scale_of_this_tree_is_reproduced_here(project: Project) -> None:
     code, out, _ = project.run("toycircuits", "repro", "--scale", "paper", "--dry")
     assert code == 0
@@ -89,3 +134,192 @@ def test_bad_input_is_one_line(project: Project, scale: str, message: str) -> No
     assert code == 2
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+# --- files alone: a small project in which nothing runs ---
+
+TEXTS = {
+    "params.yaml": "scale: paper\nexperiments: {}\nruns: {}\nquick: {}\nmedium: {}\npaper: {}\n",
+    "code/one.py": "one",
+    "code/old/two.py": "two",
+    ".gitignore": "/quick/\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    for name, text in TEXTS.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    subprocess.run(["dvc", "init", "--quiet"], cwd=root, check=True)
+    return root
+
+
+def contents(tree: Path) -> dict[str, str]:
+    """Text of every file of `tree`."""
+    files = [path for path in sorted(tree.rglob("*")) if path.is_file()]
+    return {path.relative_to(tree).as_posix(): path.read_text() for path in files}
+
+
+def test_only_copied_files_leave_with_their_originals(root: Path) -> None:
+    tree = side_tree(root, "quick")
+    own = {"compare.html": "1", "figures/a.pdf": "2", ".venv/bin/x": "3", "code/notes.md": "4"}
+    for name, text in own.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    shutil.rmtree(root / "code")
+    for _ in range(2):
+        side_tree(root, "quick")
+        kept = contents(tree)
+        assert own.items() <= kept.items()
+        assert not {"code/one.py", "code/old/two.py"} & kept.keys()
+    assert not (tree / "code/old").exists()
+
+
+def edit_copy(root: Path) -> str:
+    (root / "quick/code/one.py").write_text("edited")
+    return "code/one.py"
+
+
+def edit_both(root: Path) -> str:
+    (root / "code/one.py").write_text("edited here")
+    return edit_copy(root)
+
+
+def edit_what_left(root: Path) -> str:
+    (root / "code/one.py").unlink()
+    return edit_copy(root)
+
+
+def edit_params(root: Path) -> str:
+    (root / "quick/params.yaml").write_text("scale: quick\n")
+    return "params.yaml"
+
+
+def same_name(root: Path) -> str:
+    (root / "quick/notes.md").write_text("mine")
+    (root / "notes.md").write_text("of the project")
+    return "notes.md"
+
+
+def folder_in_the_way(root: Path) -> str:
+    (root / "quick/notes.md").mkdir()
+    (root / "notes.md").write_text("of the project")
+    return "notes.md"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [edit_copy, edit_both, edit_what_left, edit_params, same_name, folder_in_the_way],
+)
+def test_what_would_be_lost_is_named_and_nothing_is_touched(
+    root: Path, change: Callable[[Path], str]
+) -> None:
+    tree = side_tree(root, "quick")
+    (root / "code/new.py").write_text("new")
+    (root / "code/old/two.py").unlink()
+    name = change(root)
+    before = contents(tree)
+    with pytest.raises(InputError) as error:
+        side_tree(root, "quick")
+    assert str(error.value).startswith(f"{tree / name}: is not what was copied there")
+    assert "\n" not in str(error.value)
+    assert contents(tree) == before
+    (tree / name).rename(tree / "moved")
+    side_tree(root, "quick")
+    assert (tree / "code/new.py").read_text() == "new"
+    assert not (tree / "code/old/two.py").exists()
+
+
+def test_the_same_edit_on_both_sides_is_none(root: Path) -> None:
+    tree = side_tree(root, "quick")
+    for place in (root, tree):
+        (place / "code/one.py").write_text("edited")
+    side_tree(root, "quick")
+    (root / "code/one.py").write_text("edited again")
+    side_tree(root, "quick")
+    assert (tree / "code/one.py").read_text() == "edited again"
+
+
+def test_unchanged_files_are_not_written(root: Path) -> None:
+    tree = side_tree(root, "quick")
+    os.utime(root / "code/one.py")  # as a checkout of another branch and back
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    side_tree(root, "quick")
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+
+
+def test_a_full_disk_leaves_whole_files_and_the_next_time_mends_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.write_text("hal")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        with pytest.raises(OSError, match="No space"):
+            side_tree(root, "quick")
+    tree = side_tree(root, "quick")
+    (root / "code/one.py").write_text("longer")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        with pytest.raises(OSError, match="No space"):
+            side_tree(root, "quick")
+    assert (tree / "code/one.py").read_text() == "one"
+    side_tree(root, "quick")
+    assert (tree / "code/one.py").read_text() == "longer"
+    assert "hal" not in contents(tree).values()
+
+
+def test_settings_of_dvc_that_a_person_gave_there_stay(root: Path) -> None:
+    tree = side_tree(root, "quick")
+    remote = ["dvc", "remote", "add", "--local", "--default", "store", "/mnt/store"]
+    subprocess.run([*remote], cwd=tree, check=True, capture_output=True)
+    before = (tree / ".dvc/config.local").read_text()
+    side_tree(root, "quick")
+    assert (tree / ".dvc/config.local").read_text() == before
+    moved = root.rename(root.with_name("moved"))
+    side_tree(moved, "quick")
+    assert cache_folder(moved / "quick") == moved / ".dvc/cache"
+    assert "/mnt/store" in (moved / "quick/.dvc/config.local").read_text()
+
+
+def test_a_third_scale_is_not_copied(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Git was told to ignore the folder of one scale, and lists files of another."""
+    note = "note: git does not ignore /medium/; add it to .gitignore, .dvcignore\n"
+    for scale, told in (("medium", note), ("quick", ""), ("medium", note), ("quick", "")):
+        tree = side_tree(root, scale)
+        assert capsys.readouterr().err == told
+        names = {name.partition("/")[0] for name in contents(tree)}
+        assert names == {"params.yaml", "code", ".gitignore", ".dvc", ".dvcignore", "reports"}
+        assert YAML(typ="safe").load((tree / "params.yaml").read_text())["scale"] == scale
+
+
+def test_a_copy_is_not_copied(root: Path) -> None:
+    tree = side_tree(root, "quick")
+    with pytest.raises(InputError, match="is a copy; give it in the project's own folder"):
+        side_tree(tree, "medium")
+    assert side_tree(tree, "quick") == tree
+    assert not (tree / "medium").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_a_damaged_list_of_copies_is_named(root: Path, text: str) -> None:
+    tree = side_tree(root, "quick")
+    (tree / COPIED).write_text(text)
+    with pytest.raises(InputError, match=r"copied\.json: not the list of what was copied"):
+        side_tree(root, "quick")
+    (tree / COPIED).unlink()
+    side_tree(root, "quick")
+    assert "code/one.py" in json.loads((tree / COPIED).read_text())
+
+
+def test_make_and_ci_mean_this_folder() -> None:
+    workflow = YAML(typ="safe").load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = workflow["jobs"]["reproduce"]["steps"]
+    assert {"run": "make reproduce"} in steps
+    assert steps[-1]["with"]["path"] == "quick/reports"
+    assert "\ttoycircuits repro --scale quick\n" in (ROOT / "Makefile").read_text()

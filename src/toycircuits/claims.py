@@ -5,24 +5,44 @@ expected of them, and at which scale they can be compared; nothing in the file i
 looks the cells up and says what became of each claim.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from toycircuits.config import InputError, Settings
+from toycircuits.config import InputError, Settings, at_key, check_keys
 from toycircuits.tables import MODEL, mean_interval, wilson
 
 Scalar: TypeAlias = bool | int | float | str
 Rows: TypeAlias = dict[str, Scalar | list[Scalar]]
 Reduction = Literal["max", "min", "mean", "sum", "count", "list"]
 OUTCOMES = ("reproduced", "not reproduced", "not comparable")
+NUMBER = (bool, int, float, np.bool_, np.number)  # what can be compared with a bound
+NEAR = ("within", "relative", "factor")
+BOUNDS = ("at_least", "at_most", "above", "below")
+
+
+def _short(value: Any) -> str:
+    """`value` as a message has it."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether every number in `value` is one, and none is infinite."""
+    try:
+        json.dumps(value, allow_nan=False, default=str)
+    except ValueError:
+        return False
+    return True
 
 
 class NoRowError(InputError):
@@ -36,8 +56,9 @@ class Measured(Settings):
         table: its name, over all runs (as `training` or `ablations`), or with `summary/` before it
             one that compares runs.
         where: column -> value of the rows that are meant, or several; "first" and "last" of the
-            column `step` are each model's own.
-        value: a column, or an expression of columns as `pandas.DataFrame.eval` reads it.
+            column `step` are each model's own, of the rows that all other columns leave.
+        value: a column, or an expression of columns as `pandas.DataFrame.eval` reads it, with one
+            value a row.
         reduce: what makes one value of several rows of a model.
         minus: what is subtracted: rows that differ from `where` in these columns.
         over: what it is divided by, likewise.
@@ -45,15 +66,20 @@ class Measured(Settings):
 
     table: str
     where: Rows = Field(default={})
-    value: str
+    value: str = Field(min_length=1)
     reduce: Reduction | None = None
     minus: Rows | None = None
     over: Rows | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _of_other_rows(self) -> Self:
         if self.minus is not None and self.over is not None:
             raise ValueError("minus and over: give one of them")
+        for name in ("minus", "over"):
+            change = getattr(self, name)
+            if change is not None and self.where | change == self.where:
+                found = f"{name}: found {json.dumps(change)}"
+                raise ValueError(f"{found}; allowed: rows that differ from where")
         return self
 
 
@@ -85,19 +111,83 @@ class Condition(Settings):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
-        near = given & {"within", "relative", "factor"}
+        near = given & {*NEAR}
         if not given - near:
             raise ValueError("nothing that could fail")
         if len(near) > 1 or (near and "equal" not in given):
             raise ValueError("within, relative, factor: give one of them, beside equal")
+        if self.between == []:
+            raise ValueError("between: found []; allowed: two numbers, or a list of such pairs")
+        if wrong := [list(pair) for pair in self._pairs() if pair[0] > pair[1]]:
+            raise ValueError(f"between: found {_short(wrong[0])}; allowed: the lower end first")
+        self._check_target(next(iter(near), None))
+        if self._needs_number() and not any(map(self.holds, self.samples())):
+            raise ValueError(f"found {self}, which no number is")
         return self
 
+    def _check_target(self, near: str | None) -> None:
+        """Raise a `ValueError` where nothing can be `equal`, or be `near` it as asked."""
+        target: Any = self.equal
+        if not _is_finite(target) or target == []:
+            found = f"equal: found {_short(target)}"
+            raise ValueError(f"{found}; allowed: text, a finite number, or a list of some")
+        if isinstance(target, str | list) and (self._pairs() or self._bounds()):
+            raise ValueError(f"equal: found {_short(target)} beside bounds; allowed is a number")
+        if near is None:
+            return
+        parts = target if near == "within" and isinstance(target, list) else [target]
+        if (
+            not all(type(part) in (int, float) for part in parts)
+            or (near == "factor" and target <= 0)
+            or (near == "relative" and target == 0)
+        ):
+            allowed = {"within": ", or several", "factor": " above 0", "relative": " other than 0"}
+            found = f"{near}: found it beside equal: {_short(target)}"
+            raise ValueError(f"{found}; allowed there: a number{allowed[near]}")
+
+    def _pairs(self) -> list[tuple[float, float]]:
+        """Lowest and highest value of each range of `between`."""
+        return [self.between] if isinstance(self.between, tuple) else self.between or []
+
+    def _bounds(self) -> dict[str, float]:
+        """The bounds that are given."""
+        told = {name: getattr(self, name) for name in BOUNDS}
+        return {name: bound for name, bound in told.items() if bound is not None}
+
+    def _needs_number(self) -> str:
+        """A key that only a number can be asked for; "" if there is none."""
+        keys = [key for key in (*NEAR, "between", *BOUNDS) if getattr(self, key) is not None]
+        return "" if isinstance(self.equal, list) or not keys else keys[0]
+
+    def samples(self, low: float = -math.inf, high: float = math.inf) -> list[float]:
+        """Numbers from `low` to `high`: one holds if any does, and one does not if any does not.
+
+        >>> Condition(above=0.0, at_most=2.0).samples()
+        [-1.0, 0.0, 1.0, 2.0, 3.0]
+        """
+        ends = [*self._bounds().values(), *(end for pair in self._pairs() for end in pair)]
+        if isinstance(self.equal, bool | int | float):
+            target = float(self.equal)
+            width = self.within if self.within is not None else (self.relative or 0) * abs(target)
+            factor = self.factor or 1
+            ends += [target, target - width, target + width, target / factor, target * factor]
+        points = sorted({float(end) for end in [*ends, low, high] if low <= end <= high})
+        points = [point for point in points if math.isfinite(point)] or [0.0]
+        middles = [(one + other) / 2 for one, other in itertools.pairwise(points)]
+        outside = [points[0] - 1, points[-1] + 1]
+        return sorted([*points, *middles, *(one for one in outside if low <= one <= high)])
+
     def holds(self, value: Any) -> bool:
-        """Whether `value` is as it should be; what is not a number is not."""
-        if isinstance(value, float) and math.isnan(value):
+        """Whether `value` is as it should be; none, and what is not finite, is not.
+
+        Raises:
+            InputError: only a number can be so, and `value` is none.
+        """
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
             return False
-        pairs = self.between or []
-        pairs = [pairs] if isinstance(pairs, tuple) else pairs
+        if (key := self._needs_number()) and not isinstance(value, NUMBER):
+            raise InputError(f"{key}: found {_short(value)}; allowed is a number")
+        pairs = self._pairs()
         return (
             (self.equal is None or self._is_near(value))
             and (not pairs or any(low <= value <= high for low, high in pairs))
@@ -110,9 +200,12 @@ class Condition(Settings):
     def _is_near(self, value: Any) -> bool:
         target: Any = self.equal
         if self.within is not None and isinstance(target, list):
-            same_length = isinstance(value, list) and len(value) == len(target)
-            pairs = zip(value, target, strict=True) if same_length else ()
-            return same_length and all(abs(one - other) <= self.within for one, other in pairs)
+            if not isinstance(value, list) or len(value) != len(target):
+                return False
+            if not all(isinstance(part, NUMBER) for part in value):
+                raise InputError(f"within: found {_short(value)}; allowed are numbers")
+            pairs = zip(value, target, strict=True)
+            return all(abs(one - other) <= self.within for one, other in pairs)
         if self.within is not None:
             return abs(value - target) <= self.within
         if self.relative is not None:
@@ -127,12 +220,10 @@ class Condition(Settings):
             near = {"within": "± {}", "relative": "± {} of it", "factor": "within a factor {}"}
             told = [t.format(shown(getattr(self, n))) for n, t in near.items() if getattr(self, n)]
             parts.append(" ".join([shown(self.equal), *told]))
-        if self.between:
-            pairs = [self.between] if isinstance(self.between, tuple) else self.between
+        if pairs := self._pairs():
             parts.append(" or ".join(f"{shown(low)} to {shown(high)}" for low, high in pairs))
         signs = {"at_least": "≥", "at_most": "≤", "above": ">", "below": "<"}
-        bounds = [(sign, getattr(self, name)) for name, sign in signs.items()]
-        parts += [f"{sign} {shown(bound)}" for sign, bound in bounds if bound is not None]
+        parts += [f"{signs[name]} {shown(bound)}" for name, bound in self._bounds().items()]
         return " and ".join(parts)
 
 
@@ -158,7 +249,7 @@ class Claim(Settings):
     source: str
     kind: Literal["exact", "statistical", "qualitative"]
     published: Scalar | list[Any] | None = None
-    scales: list[str] = Field(default=["paper"])
+    scales: list[str] = Field(default=["paper"], min_length=1)
     measured: Measured
     expected: Condition
     of: Literal["every", "mean", "share"] = "every"
@@ -169,6 +260,12 @@ class Claim(Settings):
     def _share_of_what(self) -> Self:
         if (self.of == "share") != (self.passes is not None):
             raise ValueError("passes: goes with `of: share`, and with nothing else")
+        if self.of != "every":
+            ends = (0.0, 1.0) if self.of == "share" else (-math.inf, math.inf)
+            found = {self.expected.holds(number) for number in self.expected.samples(*ends)}
+            if len(found) == 1:
+                which = "every" if True in found else "no"
+                raise ValueError(f"expected: found {self.expected}, which {which} {self.of} is")
         return self
 
 
@@ -187,10 +284,12 @@ class Card(Settings):
     question: str
     method: list[str]
     headline: dict[str, Measured]
-    claims: list[Claim]
+    claims: list[Claim] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
+        if "claims" in self.headline:
+            raise ValueError("headline: found the name claims, which their outcomes have")
         names = [claim.id for claim in self.claims]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"claims of the same id: {', '.join(sorted(twice))}")
@@ -204,30 +303,68 @@ def read_card(path: Path) -> Card:
         InputError: one line with file, key, what was found and what is allowed.
     """
     try:
-        return Card.parse(YAML(typ="safe").load(path.read_text()), str(path))
-    except YAMLError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+        read = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {error}; allowed is text in UTF-8") from None
+    except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    check_keys(read, str(path))
+    return Card.parse(read, str(path))
 
 
 def values(measured: Measured, tables: Mapping[str, pd.DataFrame]) -> "pd.Series[Any]":
     """One value for each model, under its run, variant and seed.
 
+    A table that has none of these columns is about all models together, and gives one value.
+
     Raises:
-        NoRowError: the table has no such row.
-        InputError: there is no such table or column, or a model has several rows.
+        NoRowError: the table has no such row, or none of some model to subtract or to divide by.
+        InputError: there is no such table or column, a model has several rows, or text stands where
+            a number is needed.
     """
     result = _look_up(measured, measured.where, tables)
-    for change in (measured.minus, measured.over):
+    for key, change in (("minus", measured.minus), ("over", measured.over)):
         if change is not None:
-            other = _beside(result, _look_up(measured, measured.where | change, tables), change)
-            result = result / other if measured.over is not None else result - other
+            other = _look_up(measured, measured.where | change, tables)
+            result = _as_numbers(result, key)
+            other = _beside(result, _as_numbers(other, key), key, change)
+            result = result / other if key == "over" else result - other
     return result
 
 
-def _beside(result: "pd.Series[Any]", other: "pd.Series[Any]", change: Rows) -> "pd.Series[Any]":
+def mean_over_models(measured: Measured, tables: Mapping[str, pd.DataFrame]) -> float | None:
+    """Mean over the models that have a value; None if there is none, or no such row.
+
+    Raises:
+        InputError: as `values`, or its values are no numbers.
+    """
+    try:
+        found = values(measured, tables)
+    except NoRowError:  # as under other settings, for which claims are not comparable
+        return None
+    told = float(_as_numbers(found, "value").mean())
+    return told if math.isfinite(told) else None
+
+
+def _as_numbers(found: "pd.Series[Any]", key: str) -> "pd.Series[Any]":
+    """`found`, truth values being 0 and 1.
+
+    Raises:
+        InputError: it has no numbers.
+    """
+    if not pd.api.types.is_numeric_dtype(found):
+        example = next(iter([*found.dropna(), *found]))
+        raise InputError(f"{key}: found {_short(example)}; allowed are numbers")
+    return found.astype(int) if pd.api.types.is_bool_dtype(found) else found
+
+
+def _beside(
+    result: "pd.Series[Any]", other: "pd.Series[Any]", key: str, change: Rows
+) -> "pd.Series[Any]":
     """Values of `other` for the models of `result`: the same but for what `change` names.
 
     Raises:
+        NoRowError: `other` has no such model.
         InputError: several models are meant.
     """
     same = [name for name in result.index.names if name not in change]
@@ -238,40 +375,75 @@ def _beside(result: "pd.Series[Any]", other: "pd.Series[Any]", change: Rows) -> 
 
     known = dict(zip(places(other), other, strict=True))
     if len(known) < len(other):
-        raise InputError("minus, over: several models are meant; name their run, variant and seed")
-    return pd.Series([known.get(place, math.nan) for place in places(result)], result.index)
+        raise InputError(f"{key}: several models are meant; name their run, variant and seed")
+    if lone := [place for place in places(result) if place not in known]:
+        told = [
+            " ".join(f"{name} {part}" for name, part in zip(same, place, strict=True) if part != "")
+            for place in lone
+        ]
+        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
+        raise NoRowError(f"{key}: no row beside that of {', '.join(told[:5])}{more}")
+    return pd.Series([known[place] for place in places(result)], result.index)
 
 
 def _look_up(
     measured: Measured, where: Rows, tables: Mapping[str, pd.DataFrame]
 ) -> "pd.Series[Any]":
+    """The value of each model in the rows that `where` means, whatever is subtracted from it."""
     if measured.table not in tables:
         raise InputError(f"table: found {measured.table!r}; there are: {', '.join(sorted(tables))}")
-    table = tables[measured.table]
-    model = [name for name in MODEL if name in table]
-    for column, wanted in where.items():
-        if column not in table:
-            raise InputError(f"where: found {column!r}; there are: {', '.join(map(str, table))}")
-        if column == "step" and wanted in ("first", "last"):
-            steps = table.groupby(model, dropna=False)["step"]
-            ends = steps.transform("min") if wanted == "first" else steps.transform("max")
-            table = table[table["step"] == ends]
-        else:
-            table = table[table[column].isin(wanted if isinstance(wanted, list) else [wanted])]
+    table = _rows(tables[measured.table], where)
     if table.empty:
         raise NoRowError(f"where: no row of {measured.table} with {json.dumps(where)}")
-    try:
-        result = pd.Series(table.eval(measured.value, engine="python"), table.index)
-    except (pd.errors.UndefinedVariableError, SyntaxError, KeyError, TypeError) as error:
-        columns = ", ".join(map(str, table))
-        raise InputError(f"value: {measured.value!r}: {error}; there are: {columns}") from None
-    by_model = result.groupby([table[name] for name in model], dropna=False, sort=False)
+    result = _evaluate(table, measured.value)
+    if measured.reduce in ("mean", "sum"):
+        result = _as_numbers(result, f"reduce: {measured.reduce}")
+    by_model = result.groupby(_models(table), dropna=False, sort=False)
     if measured.reduce:
         return pd.Series(by_model.agg(list if measured.reduce == "list" else measured.reduce))
     if (by_model.size() > 1).any():
         text = f"{by_model.size().max()} rows of one model with {json.dumps(where)}"
         raise InputError(f"where: {text}; name one, or say how to reduce them")
     return pd.Series(by_model.first())
+
+
+def _models(table: pd.DataFrame) -> "list[pd.Series[Any]]":
+    """What tells the models of a table apart; the same for all rows, if nothing does."""
+    return [table[name] for name in MODEL if name in table] or [
+        pd.Series(0, table.index, name="all models")
+    ]
+
+
+def _rows(table: pd.DataFrame, where: Rows) -> pd.DataFrame:
+    """Rows of the table that are as `where` says."""
+    for column, wanted in where.items():
+        if column not in table:
+            raise InputError(f"where: found {column!r}; there are: {', '.join(map(str, table))}")
+        if column != "step" or wanted not in ("first", "last"):
+            table = table[table[column].isin(wanted if isinstance(wanted, list) else [wanted])]
+    # In the end, as the last row of a metric is not always one of the last rows.
+    if (end := where.get("step")) in ("first", "last"):
+        steps = table.groupby(_models(table), dropna=False)["step"]
+        table = table[table["step"] == steps.transform("min" if end == "first" else "max")]
+    return table
+
+
+def _evaluate(table: pd.DataFrame, expression: str) -> "pd.Series[Any]":
+    """The value of `expression` in each row of `table`.
+
+    Raises:
+        InputError: it is no expression of the columns, or has not one value a row.
+    """
+    columns = ", ".join(map(str, table))
+    try:
+        result = table.eval(expression, engine="python")
+    except Exception as error:  # whatever pandas, Python's parser and methods of columns raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"value: {expression!r}: {reason}; there are: {columns}") from None
+    if not isinstance(result, pd.Series) or not result.index.equals(table.index):
+        found = f"value: found {expression!r}, which is not one value for each row"
+        raise InputError(f"{found}; allowed: an expression of columns; there are: {columns}")
+    return result
 
 
 def judge(claim: Claim, tables: Mapping[str, pd.DataFrame], scale: str) -> dict[str, Any]:
@@ -289,13 +461,12 @@ def judge(claim: Claim, tables: Mapping[str, pd.DataFrame], scale: str) -> dict[
         **{"table": claim.measured.table, "value": claim.measured.value, "why": ""},
     }
     try:
-        found = values(claim.measured, tables)
+        holds, told = _weigh(claim, values(claim.measured, tables))
     except InputError as error:
         if comparable and not isinstance(error, NoRowError):
             raise
         # Other settings have other seeds, steps and sizes.
         return row | {"why": str(error) if comparable else ""}
-    holds, told = _weigh(claim, found)
     if comparable:
         row["outcome"] = "reproduced" if holds else "not reproduced"
         row["why"] = "" if holds else claim.why
@@ -303,31 +474,62 @@ def judge(claim: Claim, tables: Mapping[str, pd.DataFrame], scale: str) -> dict[
 
 
 def _weigh(claim: Claim, found: "pd.Series[Any]") -> tuple[bool, dict[str, Any]]:
-    """Whether the values of the models are as expected, and how they are told."""
-    condition = claim.passes or claim.expected
-    passing = sum(condition.holds(value) for value in found)
-    told: dict[str, Any] = {"models": len(found), "passing": passing}
+    """Whether the values of the models are as expected, and how they are told.
+
+    Raises:
+        InputError: of values that are no numbers, something is asked that only numbers can be.
+    """
+    told: dict[str, Any] = {"models": len(found)}
+    if claim.of == "mean":
+        numbers = _as_numbers(found, "of: mean")
+        holds = claim.expected.holds(float(numbers.mean(skipna=False)))
+        return holds, told | _told(claim, numbers)
+    with at_key("passes" if claim.passes else "expected"):
+        condition = claim.passes or claim.expected
+        passing = sum(condition.holds(value) for value in found)
+    told["passing"] = passing
     if claim.of == "share":
         low, high = wilson(passing, len(found))
         told |= {"measured": f"{passing} of {len(found)}", "low": low, "high": high}
         told["interval"] = f"rate {shown(low, 3)} to {shown(high, 3)} (Wilson, 95%)"
         return claim.expected.holds(passing / len(found)), told
+    return passing == len(found), told | _told(claim, found)
+
+
+def _told(claim: Claim, found: "pd.Series[Any]") -> dict[str, Any]:
+    """What was measured, in words that agree with the outcome.
+
+    That of a mean is the mean; that of every model is the range of their values.
+    """
     if not pd.api.types.is_numeric_dtype(found):
         distinct = {json.dumps(value, default=str): value for value in found}
-        told["measured"] = "; ".join(shown(value) for value in distinct.values())
-        return passing == len(found), told
+        return {"measured": "; ".join(shown(value) for value in distinct.values())}
+    numbers = found.astype(float)
+    known = numbers[numbers.abs() < math.inf]  # a model may have no value, as a step never reached
+    if known.empty:
+        return {"measured": "no value"}
+    mean, least, most = (
+        _telling(float(value), claim) for value in (known.mean(), known.min(), known.max())
+    )
+    lacking = len(found) - len(known)
+    without = f"; no value in {lacking} of {len(found)} models" if lacking else ""
+    if least == most:
+        return {"measured": least + without}
+    low, high = mean_interval(known)
+    interval, models = f"{shown(low, 4)} to {shown(high, 4)} (t, 95%)", f"{least} to {most}"
+    if claim.of == "mean":
+        told = {"measured": mean, "interval": f"mean {interval}; models from {models}"}
+    else:
+        told = {"measured": models, "interval": f"mean {mean}, {interval}"}
+    return {**told, "measured": told["measured"] + without, "low": low, "high": high}
+
+
+def _telling(value: float, claim: Claim) -> str:
+    """`value` with as many digits as it takes to see whether it is as expected."""
     digits = 12 if claim.kind == "exact" else 4
-    known = found[found.abs() < math.inf]  # a model may have no value, as a step never reached
-    told["measured"] = shown(float(known.mean()), digits) if len(known) else ""
-    if len(known) > 1:
-        low, high = mean_interval(known)
-        told |= {"low": low, "high": high}
-        least, most = (shown(float(end), 4) for end in (known.min(), known.max()))
-        told["interval"] = f"mean {shown(low, 4)} to {shown(high, 4)} (t, 95%)"
-        told["interval"] += f"; models from {least} to {most}"
-    mean = float(found.mean(skipna=False))
-    holds = claim.expected.holds(mean) if claim.of == "mean" else None
-    return passing == len(found) if holds is None else holds, told
+    holds = claim.expected.holds(value)
+    texts = (shown(value, number) for number in range(digits, 17))
+    return next((text for text in texts if claim.expected.holds(float(text)) == holds), repr(value))
 
 
 def _expectation(claim: Claim) -> str:
@@ -342,10 +544,16 @@ def _expectation(claim: Claim) -> str:
 
 
 def shown(value: Any, digits: int | None = None) -> str:
-    """A value as people write it, with as many digits as it takes to read it back.
+    """A value as people write it.
+
+    Args:
+        digits: how many a number has, but for those before its point, which are never left out; by
+            default as many as it takes to read it back.
 
     >>> shown(4.7345742216589235), shown(2.746e-05), shown(6.0), shown([1, 0.56]), shown(None)
     ('4.7345742216589235', '2.746e-05', '6', '1, 0.56', '')
+    >>> shown(0.84666, 4), shown(20900.4, 4), shown(-0.0, 4), shown(2.5e20, 4)
+    ('0.8467', '20900', '0', '2.5e+20')
     """
     if value is None:
         return ""
@@ -353,5 +561,8 @@ def shown(value: Any, digits: int | None = None) -> str:
         nested = any(isinstance(part, list | tuple) for part in value)
         return (" | " if nested else ", ").join(shown(part, digits) for part in value)
     if isinstance(value, float):
-        return f"{value:.{digits}g}" if digits else repr(float(value)).removesuffix(".0")
+        value = float(value) or 0.0  # there is a negative zero
+        if digits and 1 <= abs(value) < 1e16:
+            digits = max(digits, len(str(int(abs(value)))))
+        return f"{value:.{digits}g}" if digits else repr(value).removesuffix(".0")
     return str(value)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from toycircuits import config, layout
 from toycircuits.lean import import_transformer_lens
@@ -52,12 +52,14 @@ def list_runs() -> None:
         from toycircuits.overview import listing
 
         go_to_project()
-        Console().print(listing(config.read_params(), Path.cwd()))
+        _tell(listing(config.read_params(), Path.cwd()))
 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="a run or an experiment")]) -> None:
     """Settings, metrics and claims of a run or an experiment, and where its files are.
+
+    Metrics are those of each model; "models" is how many of them are as a claim expects.
 
     Example: toycircuits show list_copy_10
     """
@@ -65,7 +67,7 @@ def show(name: Annotated[str, typer.Argument(help="a run or an experiment")]) ->
         from toycircuits.overview import description
 
         go_to_project()
-        Console().print(description(config.read_params(), name))
+        _tell(description(config.read_params(), name))
 
 
 @app.command()
@@ -81,7 +83,8 @@ def compare(
 ) -> None:
     """Params, metrics and claims in which two revisions differ, and their training curves.
 
-    The files as they are count as the revision "workspace". Two runs are compared as they are.
+    The files as they are count as the revision "workspace". Two runs are compared as they are:
+    settings, means of metrics over their models, and curves.
 
     Examples: toycircuits compare HEAD; toycircuits compare HEAD my-experiment;
     toycircuits compare linear_regression_h1 linear_regression_h2
@@ -89,16 +92,16 @@ def compare(
     with config.exit_on_bad_input():
         from toycircuits import comparison
 
-        out = out.absolute()  # as meant where the command was given
+        here, out = Path.cwd(), out.absolute()  # as meant where the command was given
         go_to_project()
         sides = comparison.sides(Path.cwd(), (a, b))
         found = comparison.differences(*sides)
         if markdown:
             typer.echo(comparison.as_markdown(found))
         else:
-            Console().print(comparison.as_tables(found))
+            _tell(comparison.as_tables(found))
         number = comparison.write_page(*sides, out)
-        told = f"training curves: {os.path.relpath(out)}" if number else "same curves"
+        told = f"training curves: {_from(here, out)}" if number else "same curves"
         typer.echo(told, err=markdown)
 
 
@@ -214,19 +217,22 @@ def figures(
 ) -> None:
     """Draw figures for print: laid out for their width, with text of 8 points.
 
-    They are those that `repro` has drawn. Exit code 2: bad input, or no Chrome to draw with.
+    They are drawn from the tables in reports/. Exit code 2: bad input, or no Chrome to draw with.
+
+    Example: toycircuits figures list_copy_10 --format svg --width page
     """
     with config.exit_on_bad_input():
         from toycircuits import export
 
-        out = out.absolute()  # as meant where the command was given
+        here, out = Path.cwd(), out.absolute()  # as meant where the command was given
         go_to_project()
         if file_format not in export.FORMATS:
             allowed = ", ".join(export.FORMATS)
             raise config.InputError(f"--format: found {file_format!r}; allowed: {allowed}")
-        inches, found = export.inches(width), export.find(names or [])
+        inches = export.inches(width)
+        found = export.find(names or [], config.read_params())
         for path in export.write(found, file_format, inches, out, title):
-            typer.echo(os.path.relpath(path))
+            typer.echo(_from(here, path))
 
 
 @app.command()
@@ -266,6 +272,21 @@ def fsck(
             typer.echo(f"{len(bad)} damaged; {hint}", err=True)
             raise typer.Exit(1)
         typer.echo("the cache is sound")
+
+
+def _tell(what: RenderableType) -> None:
+    """Print it; in long lines to a file or a pipe, of which `head` may read a part."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
+    try:
+        Console(width=wide).print(what)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _from(here: Path, path: Path) -> Path:
+    """`path` as it is named where the command was given."""
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def go_to_project() -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from toycircuits import layout
 from toycircuits.config import InputError, find_run, read_params
 from toycircuits.overview import sections
-from toycircuits.plotting import COLORS, TEMPLATE
+from toycircuits.plotting import COLORS, TEMPLATE, bare_facets
 from toycircuits.revisions import Files
 from toycircuits.tables import read_table
 
@@ -37,6 +37,7 @@ class Side:
         metrics: name -> value.
         claims: experiment and id -> outcome, measured value and statement.
         curves: run -> its training log.
+        run: which one it is, if it is one run of the workspace, and no revision.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Side:
     metrics: Mapping[str, float]
     claims: Mapping[tuple[str, str], Mapping[str, str]]
     curves: Mapping[str, pd.DataFrame]
+    run: str | None = None
 
 
 def sides(root: Path, names: tuple[str, str]) -> tuple[Side, Side]:
@@ -90,7 +92,7 @@ def _run(root: Path, params: Mapping[str, Any], name: str) -> Side:
     if not (folder / "training.csv").exists():
         raise InputError(f"compare: {name}: no results yet; `toycircuits repro measure@{name}`")
     training = read_table(folder / "training.csv")
-    last = training.groupby(["variant", "seed"]).last().drop(columns="step")
+    last = training.groupby(["variant", "seed"]).tail(1).drop(columns=["variant", "seed", "step"])
     metrics = {f"training.{key}": float(value) for key, value in last.mean().items()}
     if (folder / "measure/metrics.csv").exists():
         told = read_table(folder / "measure/metrics.csv")
@@ -98,7 +100,7 @@ def _run(root: Path, params: Mapping[str, Any], name: str) -> Side:
         metrics |= {str(key): float(value) for key, value in means.items()}
     own: dict[str, Any] = sections(run)
     variants = {f"variants.{key}": value for key, value in run.entry.variants.items()}
-    return Side(name, _flat(own | variants), metrics, {}, {name: training})
+    return Side(name, _flat(own | variants), metrics, {}, {name: training}, name)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,7 +118,7 @@ class Difference:
     """What differs between two sides, of one kind.
 
     Attributes:
-        title: params, metrics or claims.
+        title: what it is about.
         names: of both sides.
         rows: what it is about, and what it is on either side; "-" where there is none.
     """
@@ -127,21 +129,31 @@ class Difference:
 
 
 def differences(a: Side, b: Side) -> list[Difference]:
-    """Params, metrics and claims that differ; claims only where a side has any."""
+    """Params, metrics, claims and runs that differ; claims only where a side has any.
+
+    Metrics of a run are means over its models.
+    """
     names = a.name, b.name
     found = []
-    for title, old, new in (("params", a.params, b.params), ("metrics", a.metrics, b.metrics)):
-        rows = [(key, _text(old, key), _text(new, key)) for key in {**old, **new}]
-        found.append(Difference(title, names, [row for row in rows if row[1] != row[2]]))
+    metrics = "metrics" if a.run is None else "metrics (means over models)"
+    for title, old, new in (("params", a.params, b.params), (metrics, a.metrics, b.metrics)):
+        both = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new}}
+        differ = {key: pair for key, pair in both.items() if repr(pair[0]) != repr(pair[1])}
+        rows = [(key, *_texts(*pair)) for key, pair in differ.items()]
+        found.append(Difference(title, names, rows))
     if a.claims or b.claims:
         rows = [("reproduced", _reproduced(a), _reproduced(b))]
         for key in {**a.claims, **b.claims}:
-            both = [side.claims.get(key) for side in (a, b)]
-            told = [f"{row['outcome']} ({row['measured']})" if row else ABSENT for row in both]
-            if len({row["outcome"] if row else ABSENT for row in both}) > 1:
-                (statement, *_) = [row["statement"] for row in reversed(both) if row]
+            judged = [side.claims.get(key) for side in (a, b)]
+            told = [f"{row['outcome']} ({row['measured']})" if row else ABSENT for row in judged]
+            if len({row["outcome"] if row else ABSENT for row in judged}) > 1:
+                (statement, *_) = [row["statement"] for row in reversed(judged) if row]
                 rows.append((f"{key[0]}: {statement}", told[0], told[1]))
         found.append(Difference("claims", names, rows if len(rows) > 1 else []))
+    if a.run is None and (alone := sorted(a.curves.keys() ^ b.curves.keys())):
+        there = [["trained" if run in side.curves else ABSENT for side in (a, b)] for run in alone]
+        pairs = zip(alone, there, strict=True)
+        found.append(Difference("runs", names, [(run, old, new) for run, (old, new) in pairs]))
     return found
 
 
@@ -150,9 +162,14 @@ def _reproduced(side: Side) -> str:
     return f"{number} of {len(side.claims)}"
 
 
-def _text(values: Mapping[str, Any], key: str) -> str:
-    value = values.get(key, ABSENT)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _texts(old: Any, new: Any) -> tuple[str, str]:
+    """Both values with six digits, or with all where these are the same."""
+
+    def text(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    short = text(old), text(new)
+    return short if short[0] != short[1] else (repr(old), repr(new))
 
 
 def as_tables(found: Sequence[Difference]) -> RenderableType:
@@ -161,7 +178,9 @@ def as_tables(found: Sequence[Difference]) -> RenderableType:
     for part in found:
         if part.rows:
             title = f"{part.title} that differ"
-            table = Table("", *part.names, title=title, title_justify="left", box=None)
+            table = Table(title=title, title_justify="left", box=None)
+            for name in ("", *part.names):
+                table.add_column(name, overflow="fold")  # a key cut short is no key
             for row in part.rows:
                 table.add_row(*map(escape, row))
             parts += [table, ""]
@@ -186,9 +205,8 @@ def as_markdown(found: Sequence[Difference]) -> str:
 
 def figures(a: Side, b: Side) -> Iterator[go.Figure]:
     """Training curves of the runs in which `a` and `b` differ, one above the other."""
-    if a.curves.keys().isdisjoint(b.curves):  # two runs
-        (run, old), (other, new) = *a.curves.items(), *b.curves.items()
-        pairs = [(f"{run} and {other}", old, new)]
+    if a.run is not None and b.run is not None:
+        pairs = [(f"{a.run} and {b.run}", a.curves[a.run], b.curves[b.run])]
     else:
         pairs = [(run, a.curves[run], b.curves[run]) for run in a.curves if run in b.curves]
     for title, old, new in pairs:
@@ -205,8 +223,7 @@ def figures(a: Side, b: Side) -> Iterator[go.Figure]:
             **{"title": title, "height": 160 + 280 * -(-len(shown) // 2), "template": TEMPLATE},
         )
         figure.update_yaxes(matches=None, showticklabels=True)
-        figure.for_each_annotation(lambda note: note.update(text=note.text.partition("=")[2]))
-        yield figure
+        yield bare_facets(figure)
 
 
 def write_page(a: Side, b: Side, out: Path) -> int:
@@ -218,5 +235,6 @@ def write_page(a: Side, b: Side, out: Path) -> int:
     heading = f"{a.name} and {b.name}"
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(heading)}</title>'
     if parts:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n".join([head, *parts]), encoding="utf-8")
     return len(parts)

@@ -42,6 +42,13 @@ def _python(root: Path) -> Finding:
     return Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
 
 
+def _git(root: Path) -> Finding:
+    if shutil.which("git") is None:
+        mend = "`--scale`, `compare` and experiments need it: install git"
+        return Finding("git", "failure", "none", mend)
+    return Finding("git", "ok", shutil.which("git") or "")
+
+
 def _torch(root: Path) -> Finding:
     import torch
 
@@ -107,23 +114,27 @@ def _free_disk(root: Path) -> Finding:
     free = shutil.disk_usage(cache_folder(root)).free
     found = f"{free / GIB:.1f} GiB"
     if free < NEEDED:
-        mend = f"the paper scale needs {NEEDED / GIB:.0f} GiB; `dvc gc --workspace` frees some"
+        mend = f"the paper scale needs {NEEDED / GIB:.0f} GiB; docs/faq.md says how to free some"
         return Finding("free disk", "warning", found, mend)
     return Finding("free disk", "ok", found)
 
 
 def _results(root: Path) -> Finding:
-    from toycircuits.freshness import stale
+    from toycircuits.freshness import absent, stale
 
     problems = stale(root)
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         found = f"{problems[0].rstrip(':')}{more}"
         return Finding("results", "warning", found, "`toycircuits repro` brings them up to date")
-    return Finding("results", "ok", "belong to code and params")
+    found = "belong to code and params"
+    if absent(root):
+        mend = "`dvc pull` brings them from a remote; `toycircuits repro` trains all again"
+        return Finding("results", "ok", f"{found}; trajectories of weights are not here", mend)
+    return Finding("results", "ok", found)
 
 
 CHECKS: tuple[Callable[[Path], Finding], ...] = (
-    *(_python, _torch, _compiler, _chrome),
+    *(_python, _git, _torch, _compiler, _chrome),
     *(_cache, _remote, _free_disk, _results),
 )

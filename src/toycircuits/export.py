@@ -8,18 +8,18 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
-import plotly.io as pio
 from plotly.basedatatypes import BaseTraceType
 
+from toycircuits import layout
 from toycircuits.config import InputError
-from toycircuits.layout import ARTIFACTS
-from toycircuits.plotting import HEIGHT, LEGEND_BELOW, TEMPLATE, WIDTH, draw_pictures
+from toycircuits.drawing import draw
+from toycircuits.plotting import HEIGHT, LEGEND_BELOW, TEMPLATE, WIDTH, draw_pictures, is_drawn
 
-FIGURES = ARTIFACTS / "figures"
 FORMATS = ("pdf", "svg", "png")
 WIDTHS = {"column": 3.25, "page": 6.75}  # inches, of a paper in two columns
 NARROWEST, WIDEST = 1.5, 40.0  # inches
@@ -48,42 +48,46 @@ def inches(width: str) -> float:
     return value
 
 
-def find(names: Sequence[str], folder: Path = FIGURES) -> list[Path]:
-    """Files of the figures `names`: EXPERIMENT/NAME, or EXPERIMENT for all of it; none for all.
+def find(names: Sequence[str], params: Mapping[str, Any]) -> dict[str, go.Figure]:
+    """The figures `names`, EXPERIMENT/NAME or EXPERIMENT for all of it; all figures for none.
+
+    They are drawn anew, from the tables in reports/.
 
     Raises:
-        InputError: a figure or an experiment is not there.
+        InputError: a figure or an experiment is not there, or has no tables yet.
     """
-    drawn = {path.name: path for path in sorted(folder.glob("*")) if [*path.glob("*.json")]}
-    hint = "`toycircuits repro -s render@EXPERIMENT` draws those of EXPERIMENT from its tables"
-    if not drawn:
-        raise InputError(f"{folder}: no figures; {hint}")
-    found = []
-    for name in names or drawn:
+    experiments = params["experiments"]
+    found: dict[str, go.Figure] = {}
+    drawn: dict[str, dict[str, go.Figure]] = {}
+    for name in names or experiments:
         experiment, _, figure = name.partition("/")
+        if experiment not in experiments:
+            raise InputError(f"{name}: found {experiment!r}; allowed: {', '.join(experiments)}")
+        if not (folder := layout.tables(experiment)).is_dir():
+            raise InputError(f"{folder}: no tables yet; `toycircuits repro` makes them")
         if experiment not in drawn:
-            raise InputError(f"{name}: found {experiment!r}; drawn: {', '.join(drawn)}; {hint}")
-        own = {path.stem: path for path in sorted(drawn[experiment].glob("*.json"))}
+            drawn[experiment] = draw(params, experiment, experiments[experiment]["slice"])[1]
+        own = drawn[experiment]
         if figure and figure not in own:
             raise InputError(f"{name}: no such figure; {experiment} has {', '.join(own)}")
-        found += [own[figure]] if figure else [*own.values()]
-    return [*dict.fromkeys(found)]
+        found |= {f"{experiment}/{one}": own[one] for one in ([figure] if figure else own)}
+    return found
 
 
 def fit(figure: go.Figure, width: float, title: bool) -> go.Figure:
     """The figure laid out anew for `width` inches, with or without its title."""
     figure = go.Figure(figure)
-    layout, pixels = figure.layout, round(width * PIXELS)
-    margin = {**TEMPLATE.layout.margin.to_plotly_json(), **layout.margin.to_plotly_json()}
-    plot = (layout.height or HEIGHT) - margin["t"] - margin["b"]
-    narrowed = pixels / (layout.width or WIDTH)
+    own, pixels = figure.layout, round(width * PIXELS)
+    margin = {**TEMPLATE.layout.margin.to_plotly_json(), **own.margin.to_plotly_json()}
+    plot = (own.height or HEIGHT) - margin["t"] - margin["b"]
+    narrowed = pixels / (own.width or WIDTH)
     top = margin["t"]
     if not title:
-        headings = [note.text.count("<br>") + 1 for note in layout.annotations if _is_heading(note)]
+        headings = [note.text.count("<br>") + 1 for note in own.annotations if _is_heading(note)]
         top = max(LINE * max(headings, default=0) + LINE / 2, top - TITLE)
         figure.update_layout(title=None, margin_t=top)
     below = 0
-    if layout.legend.orientation == "h" or pixels < BESIDE:
+    if own.legend.orientation == "h" or pixels < BESIDE:
         below = LINE * _legend_lines(figure, pixels)
         figure.update_layout(legend=LEGEND_BELOW)
     figure.update_xaxes(title_font_size=FONT).update_yaxes(title_font_size=FONT)
@@ -99,24 +103,26 @@ def crowded(figure: go.Figure) -> bool:
 
 
 def write(
-    paths: Iterable[Path], file_format: str, width: float, folder: Path, title: bool
+    named: Mapping[str, go.Figure], file_format: str, width: float, folder: Path, title: bool
 ) -> list[Path]:
     """Draw figures in one start of Chrome to FOLDER/EXPERIMENT/NAME.FORMAT; the files written.
+
+    Args:
+        named: EXPERIMENT/NAME -> figure.
 
     Raises:
         InputError: there is no Chrome, it fails, or the folder cannot be written to.
     """
     scale = {"png": DOTS / PIXELS}.get(file_format, 96 / PIXELS)  # 96 of Chrome's pixels an inch
-    files = [(path, folder / path.parent.name / f"{path.stem}.{file_format}") for path in paths]
-    figures = [fit(pio.from_json(path.read_text()), width, title) for path, _ in files]
-    for (path, _), figure in zip(files, figures, strict=True):
+    figures = {name: fit(figure, width, title) for name, figure in named.items()}
+    targets = [folder / f"{name}.{file_format}" for name in figures]
+    for name, figure in figures.items():
         if crowded(figure):
-            name = f"{path.parent.name}/{path.stem}"
             print(f"note: {name} has panels that are narrow at {width:g} inches", file=sys.stderr)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            drawn = [Path(temporary) / f"{i}.{file_format}" for i in range(len(files))]
+            drawn = [Path(temporary) / f"{i}.{file_format}" for i in range(len(targets))]
             jobs = [
                 {
                     "fig": figure,
@@ -127,10 +133,12 @@ def write(
                         "scale": scale,
                     },
                 }
-                for figure, path in zip(figures, drawn, strict=True)
+                for figure, path in zip(figures.values(), drawn, strict=True)
             ]
             draw_pictures(jobs)
-            for path, (_, target) in zip(drawn, files, strict=True):
+            if empty := [t.name for p, t in zip(drawn, targets, strict=True) if not is_drawn(p)]:
+                raise RuntimeError(f"the browser left no picture of {', '.join(empty)}")
+            for path, target in zip(drawn, targets, strict=True):
                 if file_format == "svg":
                     in_points(path)
                 target.parent.mkdir(exist_ok=True)
@@ -139,7 +147,7 @@ def write(
         reason = str(error).strip().splitlines() or [type(error).__name__]
         hint = "pictures are drawn by Chrome or Chromium"
         raise InputError(f"{folder}: not written: {reason[0]} ({hint})") from error
-    return [target for _, target in files]
+    return targets
 
 
 def in_points(svg: Path) -> None:

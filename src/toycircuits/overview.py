@@ -13,11 +13,15 @@ from rich.table import Table
 from toycircuits import layout
 from toycircuits.claims import OUTCOMES, read_card, values
 from toycircuits.config import SECTIONS, InputError, Run, RunValues, find_run
-from toycircuits.freshness import outdated
+from toycircuits.freshness import absent, outdated
 from toycircuits.tables import read_table, read_tables
 
 STATES = {"fresh": "green", "stale": "yellow", "missing": "red"}
-MARKS = {"reproduced": "green", "not reproduced": "red", "not comparable": "dim"}
+NOT_HERE = (
+    "trajectories of weights are not here: `dvc pull` brings them from a remote, "
+    "`toycircuits repro` trains all again"
+)
+MARKS = {"not reproduced": "red", "reproduced": "green", "not comparable": "dim"}  # in this order
 
 
 def sections(run: Run, variant: str = "") -> dict[str, dict[str, Any]]:
@@ -47,21 +51,31 @@ def state(run: Run, stages: set[str]) -> str:
 
 
 def listing(params: Mapping[str, Any], root: Path) -> Table:
-    """All experiments and runs, at the scale of params.yaml, and the state of each."""
+    """All experiments and runs, at the scale of params.yaml, and the state of each.
+
+    An experiment is stale with any of its runs: what it shows is made of them all.
+
+    Raises:
+        InputError: a setting, or DVC cannot tell what is up to date.
+    """
     stages = outdated(root)
     table = Table(title=f"scale: {params['scale']}", title_justify="left", box=None, pad_edge=False)
     for name in ("experiment, run", "models", "state", "claims reproduced"):
         table.add_column(name, justify="right" if name == "models" else "left")
     for experiment in params["experiments"]:
         told = _claims(experiment)
-        drawn = {f"{stage}@{experiment}" for stage in ("render", "check", "section")}
-        overall = "missing" if told is None else "stale" if drawn & stages else "fresh"
+        runs = [(run, state(run, stages)) for run in _runs(params, experiment)]
+        own = {f"{stage}@{experiment}" for stage in ("generate", "render", "check", "section")}
+        behind = own & stages or any(found != "fresh" for _, found in runs)
+        overall = "missing" if told is None else "stale" if behind else "fresh"
         holds = "" if told is None else f"{(told['outcome'] == 'reproduced').sum()} of {len(told)}"
         table.add_row(f"[bold]{experiment}", "", _coloured(overall, STATES), holds)
-        for run in _runs(params, experiment):
+        for run, found in runs:
             seeds = sections(run)["train"]["weight_seeds"]
             models = len(run.variants) * len(seeds)
-            table.add_row(f"  {run.name}", str(models), _coloured(state(run, stages), STATES), "")
+            table.add_row(f"  {run.name}", str(models), _coloured(found, STATES), "")
+    if absent(root):
+        table.caption, table.caption_justify = NOT_HERE, "left"
     return table
 
 
@@ -82,8 +96,8 @@ def description(params: Mapping[str, Any], name: str) -> RenderableType:
         parts += [_settings(run), *_metrics(experiment, name)]
     else:
         experiment = name
-        names = ", ".join(run.name for run in _runs(params, name))
-        parts.append(f"[bold]runs[/]\n  {names}\n")
+    if others := [run.name for run in _runs(params, experiment) if run.name != name]:
+        parts.append(f"[bold]runs of {experiment}[/]\n  {', '.join(others)}\n")
     parts += _claim_rows(experiment, name if name in runs and name != experiment else None)
     places = {
         "tables": layout.tables(experiment) / (name if name in runs else ""),
@@ -105,7 +119,7 @@ def _runs(params: Mapping[str, Any], experiment: str) -> Iterator[Run]:
 
 def _claims(experiment: str) -> pd.DataFrame | None:
     file = layout.REPORTS / experiment / "claims.csv"
-    return pd.read_csv(file, keep_default_na=False) if file.exists() else None
+    return pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else None
 
 
 def _coloured(text: str, colours: Mapping[str, str]) -> str:
@@ -155,7 +169,10 @@ def _metrics(experiment: str, run: str) -> list[RenderableType]:
 
 
 def _claim_rows(experiment: str, run: str | None) -> list[RenderableType]:
-    """Claims of the experiment and their outcomes; of those about named runs, those about `run`."""
+    """Claims of the experiment and their outcomes; of those about named runs, those about `run`.
+
+    Those that fail come first, each with the reason.
+    """
     told = _claims(experiment)
     if told is None:
         return ["[bold]claims[/]\n  not checked yet: `toycircuits repro`\n"]
@@ -169,8 +186,17 @@ def _claim_rows(experiment: str, run: str | None) -> list[RenderableType]:
 
     told = told[told["id"].map(about)]
     counts = [f"{(told['outcome'] == outcome).sum()} {outcome}" for outcome in OUTCOMES]
-    rows = Table("", "claim", "expected", "measured", box=None, pad_edge=False)
-    for row in told.sort_values("outcome", kind="stable").to_dict("records"):
-        cells = [escape(str(row[key])) for key in ("statement", "expected", "measured")]
-        rows.add_row(_coloured(row["outcome"], MARKS), *cells)
-    return [f"[bold]claims[/] {', '.join(counts)}", rows, ""]
+    rows = Table(box=None, pad_edge=False)
+    rows.add_column("")
+    rows.add_column("claim", min_width=44)
+    for name in ("published", "expected", "measured"):
+        rows.add_column(name, overflow="fold")
+    rows.add_column("models", no_wrap=True)
+    told = told.sort_values("outcome", key=lambda of: of.map([*MARKS].index), kind="stable")
+    for row in told.to_dict("records"):
+        why = f"\n[dim]why not: {escape(row['why'])}[/]" if row["why"] else ""
+        cells = [escape(str(row[key])) for key in ("published", "expected", "measured")]
+        passing = f"{row['passing']} of {row['models']}" if row["passing"] else row["models"]
+        outcome = _coloured(row["outcome"], MARKS)
+        rows.add_row(outcome, escape(row["statement"]) + why, *cells, str(passing))
+    return [f"[bold]claims of {experiment}[/] {', '.join(counts)}", rows, ""]

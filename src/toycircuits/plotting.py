@@ -158,7 +158,7 @@ def draw_pictures(jobs: Sequence[Mapping[str, Any]]) -> None:
 
     paths: list[Path] = [job["path"] for job in jobs]
     for last in (False, True):
-        left = [job for job in jobs if not _is_drawn(job["path"])]
+        left = [job for job in jobs if not is_drawn(job["path"])]
         with _ending_what_is_stuck(paths) as stuck:
             try:
                 kaleido.write_fig_from_object_sync(
@@ -179,7 +179,7 @@ def _ending_what_is_stuck(paths: Sequence[Path]) -> Iterator[threading.Event]:
     def watch() -> None:
         drawn, since = 0, time.monotonic()
         while not done.wait(min(1, STUCK_AFTER / 4)):
-            if (now := sum(map(_is_drawn, paths))) != drawn:
+            if (now := sum(map(is_drawn, paths))) != drawn:
                 drawn, since = now, time.monotonic()
             elif time.monotonic() - since > STUCK_AFTER:
                 stuck.set()
@@ -196,7 +196,8 @@ def _ending_what_is_stuck(paths: Sequence[Path]) -> Iterator[threading.Event]:
         watcher.join()
 
 
-def _is_drawn(picture: Path) -> bool:
+def is_drawn(picture: Path) -> bool:
+    """Whether Kaleido has drawn to `picture`."""
     return picture.exists() and picture.stat().st_size > 0  # Kaleido makes it empty first
 
 

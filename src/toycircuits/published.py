@@ -74,10 +74,13 @@ def load_run(
         weights = files.get(layout.weights_file(name))
         if weights is None:
             there = ", ".join(files.names(layout.weights_file("").parent))
-            raise InputError(f"run {name!r}: no published weights; there are: {there}")
+            hint = "those with `publish: false` in params.yaml have none"
+            raise InputError(f"run {name!r}: no published weights ({hint}); there are: {there}")
         tensors, metadata = read_tensors(weights)
         members = metadata["members"]
         names = metadata.get("names", [*members])
+        if not members:
+            raise InputError(f"{weights}: found no model in it; `dvc repro publish` makes it anew")
         member = names[0] if member is None else member
         if member not in members:
             found = ", ".join(names)

@@ -23,6 +23,8 @@ class Files:
         from dvc.api import DVCFileSystem  # here, because it loads slowly and few need it
         from dvc.scm import SCM, RevError, SCMError, resolve_rev
 
+        if not (self._root / ".dvc").is_dir():
+            raise InputError(f"{self._root}: no .dvc folder; `dvc init` makes one")
         if self._rev is not None:
             try:
                 resolve_rev(SCM(str(self._root)), self._rev)

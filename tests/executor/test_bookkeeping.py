@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from dvc.stage import PipelineStage, Stage, run
 from dvc.stage.cache import StageCache
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import modify_yaml
-from executor.graphs import Graph, random_stages
+from executor.graphs import Graph, Stages, random_stages
 
 from toycircuits.executor.bookkeeping import Bookkeeping, Error, params_parsed_once
 
@@ -121,6 +122,41 @@ def test_a_damaged_file_of_locks_is_removed(tmp_path: Path) -> None:
     path.write_text('{"read": {"x')
     assert "corrupted" in graph.dvc("repro", check=False), "DVC mends it itself now"
     assert set(graph.run().values()) == {"done"}
+
+
+@pytest.mark.slow
+def test_files_of_dvc_add_and_pipelines_elsewhere_are_inputs_as_for_dvc(tmp_path: Path) -> None:
+    """Their stages have no name in dvc.lock, or one that a stage of another file has, too."""
+    stages: Stages = {
+        "b": {"cmd": "cat data.txt sub/out > b", "deps": ["data.txt", "sub/out"], "outs": ["b"]},
+        "a": {"cmd": "cat b > a", "deps": ["b"], "outs": ["a"]},
+        "page": {"cmd": "cat a > page", "deps": ["a", "reports/stages.json"], "outs": ["page"]},
+    }
+    serial, graph = Graph(tmp_path / "serial", stages), Graph(tmp_path / "graph", stages)
+    for each in (serial, graph):
+        (each.folder / "reports").mkdir()
+        (each.folder / "reports/stages.json").write_text("{}\n")
+        (each.folder / "sub").mkdir()
+        text = "stages: {a: {cmd: cat ../data.txt > out, deps: [../data.txt], outs: [out]}}\n"
+        (each.folder / "sub/dvc.yaml").write_text(text)
+    first: dict[str, str] = {}
+    for number in (1, 2):
+        for each in (serial, graph):
+            (each.folder / "data.txt").write_text(f"{number}\n")
+            if number == 1:
+                each.dvc("add", "data.txt")
+        serial.dvc("repro", "a")
+        states = graph.run(targets=["a"])
+        first = first or states
+        for name in ("dvc.lock", "sub/dvc.lock", "data.txt.dvc"):
+            assert (graph.folder / name).read_text() == (serial.folder / name).read_text()
+    names = ["data.txt.dvc", "sub/dvc.yaml:a", "b", "a"]
+    assert first == dict(zip(names, ["unchanged", "done", "done", "done"], strict=True))
+    assert states == dict(zip(names, ["cached", "done", "done", "done"], strict=True))
+    assert graph.run()["page"] == "done"
+    recorded = json.loads((graph.folder / "reports/stages.json").read_text())
+    assert {*recorded} == {"sub/dvc.yaml:a", "a", "b"}
+    assert "up to date" in graph.dvc("status")
 
 
 def test_a_repository_is_needed(tmp_path: Path) -> None:

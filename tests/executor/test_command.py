@@ -56,6 +56,49 @@ def test_bad_input_is_one_line_and_touches_nothing(
 
 
 @pytest.mark.slow
+def test_a_target_that_is_nothing_says_where_to_look(project: Project) -> None:
+    code, _, err = project.run("toycircuits", "repro", "list_copy")
+    assert code == 2
+    hint = "`dvc stage list` lists the stages, and a run or an experiment stands for its own"
+    assert one_line(err).endswith(f"; {hint}; experiments: {RUN}")
+
+
+@pytest.mark.slow
+def test_records_that_cannot_be_read_are_named_before_anything_runs(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", [RUN])
+    file = project.folder / "reports/stages.json"
+    file.write_text("[]")
+    code, _, err = project.run("toycircuits", "repro")
+    assert code == 2
+    assert one_line(err).startswith("error: reports/stages.json: found list; allowed is")
+    assert file.read_text() == "[]"
+    assert not (project.folder / "artifacts").exists()
+
+
+PARAMS: dict[str, Any] = {
+    "experiments": {"e": {}, "both": {}, "publish": {}},
+    "runs": {"r": {}, "both": {}, "train": {}},
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "stages"),
+    [
+        ("e", ["section@e"]),
+        ("r", ["ablate@r", "measure@r"]),
+        ("both", ["section@both"]),
+        ("publish", ["publish"]),
+        ("train", ["train"]),
+        ("data.txt.dvc", ["data.txt.dvc"]),
+    ],
+)
+def test_experiments_and_runs_stand_for_their_last_stages(target: str, stages: list[str]) -> None:
+    known = {"publish", "train", "train@r"}
+    assert command._meant(target, known, PARAMS) == stages
+    assert command._meant(target, known, {"experiments": None}) == [target]
+
+
+@pytest.mark.slow
 def test_a_bad_setting_is_named_before_anything_runs(tmp_path: Path) -> None:
     project = Project(tmp_path / "project", [RUN])
     params = project.read_params()
@@ -80,6 +123,19 @@ def test_dry_says_what_would_run_and_what_may(project: Project) -> None:
     _, out, _ = project.run("toycircuits", "repro", "--dry", "--force", f"train@{RUN}")
     assert re.findall(r"stage '(.*)'", out) == [f"generate@{RUN}", f"train@{RUN}"]
     assert not (project.folder / "artifacts").exists()
+
+
+@pytest.mark.slow
+def test_an_experiment_and_a_run_are_targets(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", ["linear_regression"])
+    run = "linear_regression_h1"
+    _, out, _ = project.run("toycircuits", "repro", "--dry", run)
+    (may,) = [line for line in out.splitlines() if line.startswith("may run")]
+    assert may == f"may run then: train@{run}, ablate@{run}, measure@{run}"
+    code, out, _ = project.run("toycircuits", "repro", "--dry", "linear_regression")
+    assert code == 0
+    assert project.run("toycircuits", "repro", "--dry", "section@linear_regression")[1] == out
+    assert out.endswith("section@linear_regression\n")
 
 
 @pytest.mark.slow
@@ -110,6 +166,18 @@ def test_a_failure_shows_its_last_lines_and_what_waits_for_it(tmp_path: Path) ->
 
 
 # --- GPUs ---
+
+
+def test_devices_of_a_tool_that_hangs_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("CUDA_VISIBLE_DEVICES", "TOYCIRCUITS_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(command, "ANSWER_WITHIN", 0.5)
+    assert command._devices(1) is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from executor.graphs import Graph, Stages
 from executor.test_schedule import until
 from ruamel.yaml import YAML
 
+from toycircuits.config import InputError
+from toycircuits.executor.records import Records
+
 pytestmark = pytest.mark.slow
 BUSY = "python3 -c 'import time; [0 for _ in iter(lambda: time.process_time() > 1, True)]'"
 STAGES: Stages = {
@@ -76,3 +79,50 @@ def test_time_of_interrupted_attempts_counts(graph: Graph) -> None:
     kept = records(graph)["a"]
     assert kept["attempts"] == 2
     assert kept["processor_seconds"] == pytest.approx(2, abs=0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": {}', "not valid JSON: Expecting ',' delimiter"),
+        ("[]", "found list; allowed is an object of records by stage"),
+        ('{"a": 1}', "a: found 1; allowed is an object"),
+    ],
+)
+def test_what_is_no_file_of_records_is_named_and_left(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "stages.json"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        Records(file, tmp_path / "spent", set(), [], tmp_path)
+    assert str(error.value).startswith(f"{file}: {message}")
+    assert "\n" not in str(error.value)
+    assert file.read_text() == text
+
+
+def test_what_fails_while_recording_is_a_warning(graph: Graph) -> None:
+    """A finished stage is done, and one that fails fails for its own reason."""
+    driver = (graph.folder / "drive.py").read_text()
+    broken = "def broken(*told): raise KeyError('seconds')\nRecords.add = broken\n"
+    cut = driver.index("class Silent")
+    (graph.folder / "drive.py").write_text(driver[:cut] + broken + driver[cut:])
+    process = graph.start(targets=["b"])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["states"] == {"a": "done", "b": "done"}
+    warning = "warning: no record kept of its run: KeyError: 'seconds'"
+    assert f"done a {warning}\n" in err
+    pipeline = (graph.folder / "dvc.yaml").read_text()
+    (graph.folder / "dvc.yaml").write_text(pipeline.replace("cat a > b", "exit 3"))
+    err = graph.start(targets=["b"]).communicate(timeout=60)[1]
+    assert f"failed b exit code 3; {warning}\n" in err
+
+
+def test_attempts_that_nobody_can_read_do_not_count(graph: Graph) -> None:
+    kept = graph.folder / ".resume/spent/a.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("[]")
+    graph.run(targets=["a"])
+    assert records(graph)["a"]["attempts"] == 1
+    assert not kept.exists()

@@ -68,7 +68,7 @@ class Bookkeeping:
         self._readers: Counter[str] = Counter()
         self._unwritten: list[Stage] = []
         self._order: list[Stage] = []
-        self._new: set[str] = set()  # entries of dvc.lock that were not there before
+        self._new: set[str] = set()  # stages whose entry was not there before
         with self.locked():
             self._repair_path_locks()
             index: Any = self.repo.index
@@ -103,6 +103,11 @@ class Bookkeeping:
             stage: {before for before in steps if before in self._graph.successors(stage)}
             for stage in steps
         }
+
+    def names(self) -> set[str]:
+        """Names of the stages, and of their groups, that stand in dvc.yaml."""
+        names = {stage.name for stage in self._stages}
+        return names | {name.partition("@")[0] for name in names}
 
     def changed(self, stage: Stage) -> bool:
         """Whether `stage` has to be reproduced, now that those before it have been."""
@@ -166,6 +171,10 @@ class Bookkeeping:
         if locks := self._locks.pop(stage.addressing, None):
             locks.close()
 
+    def has_entry(self, stage: Stage) -> bool:
+        """Whether dvc.lock is to have an entry of `stage`; a file of `dvc add` is its own."""
+        return isinstance(stage, PipelineStage)
+
     def entry(self, stage: Stage) -> dict[str, Any]:
         """What dvc.lock says of `stage`, as plain values: commands, inputs, settings, results."""
         entry = to_lockfile(stage)[stage.name]
@@ -185,15 +194,15 @@ class Bookkeeping:
         with self.locked():
             for dvcfile in {stage.dvcfile for stage in self._unwritten}:
                 own = [stage for stage in self._unwritten if stage.dvcfile == dvcfile]
-                if isinstance(own[0], PipelineStage):
-                    self._enter(own, Path(dvcfile._lockfile.path))
+                if self.has_entry(own[0]):
+                    self._enter(own, dvcfile)
                 else:
-                    own[0].dump()
+                    own[0].dump(update_pipeline=False)
         self._unwritten.clear()
 
-    def _enter(self, stages: list[Stage], path: Path) -> None:
+    def _enter(self, stages: list[Stage], dvcfile: Any) -> None:
         """What DVC's `Lockfile.dump_stages` does, and in one step: it writes the file in place."""
-        place = {stage.name: number for number, stage in enumerate(self._order)}
+        path = Path(dvcfile._lockfile.path)
         written = path.with_name(f".{path.name}.partial")
         written.unlink(missing_ok=True)
         if path.exists():
@@ -202,12 +211,13 @@ class Bookkeeping:
             if not lock:
                 lock.update({"schema": "2.0"})
             entries = lock["stages"] = lock.get("stages", {})
-            self._new |= {stage.name for stage in stages} - {*entries}
+            self._new |= {stage.addressing for stage in stages if stage.name not in entries}
             for stage in stages:
                 entries.update(to_lockfile(stage))
-            new = sorted(self._new & {*entries}, key=lambda name: place[name])
-            for name in new:  # to the end, one after the other
-                entries[name] = entries.pop(name)
+            for stage in self._order:
+                is_new = stage.addressing in self._new and stage.dvcfile == dvcfile
+                if is_new and stage.name in entries:
+                    entries[stage.name] = entries.pop(stage.name)  # to the end, one by one
         written.replace(path)
         self.repo.scm_context.track_file(str(path))
 

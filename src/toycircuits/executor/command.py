@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from toycircuits.executor.display import Display
 from toycircuits.executor.engines import NAMES, open_engine
 from toycircuits.executor.records import RECORDS, Records
 from toycircuits.executor.schedule import Outcome, Schedule, State
+from toycircuits.executor.worker import ANSWER_WITHIN
 from toycircuits.freshness import orphans
 from toycircuits.layout import RESUME
 from toycircuits.side_tree import side_tree
@@ -56,6 +58,7 @@ def reproduce(
     """Reproduce `targets` of the project in the working folder; the exit code.
 
     Args:
+        targets: names of stages, or of experiments and runs, which stand for what they end with.
         scale: if it is not that of params.yaml, reproduce in a folder of its name.
 
     Raises:
@@ -69,16 +72,13 @@ def reproduce(
     os.chdir(tree)
     params = read_params()
     with params_parsed_once(), ExitStack() as stack:
-        try:
-            book = Bookkeeping(".")
-            plan = book.plan(targets, options.single_item, options.downstream)
-        except Error as error:
-            raise InputError(" ".join(str(error).split())) from None
+        book, plan = _plan(targets, options, params)
         if options.dry:
             return _dry(book, plan, options.force)
         if not tried_with_this_dvc():
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
+        records = Records(RECORDS, RESUME / "spent", readers, CODE, source) if readers else None
         opened = stack.enter_context(open_engine(engine, options.jobs, scheduler))
         display = stack.enter_context(Display(console, len(plan), LOGS))
         schedule = Schedule(
@@ -90,19 +90,53 @@ def reproduce(
             force=options.force,
             keep_going=options.keep_going,
             before_first=lambda: _check(params),
-            records=Records(RECORDS, RESUME / "spent", readers, CODE, source) if readers else None,
+            records=records,
             devices=_devices(options.per_device) if engine == "local" else None,
         )
         outcome = schedule.run()
     code = _report(console, outcome, display)
     ran = [name for name, state in outcome.states.items() if state in ("done", "cached")]
-    for experiment in params["experiments"]:
+    for experiment in _entries(params, "experiments"):
         if f"render@{experiment}" in ran:
             place = os.path.relpath(tree / "reports" / experiment, source)
             console.print(f"{experiment}: {place}/figures, summary and tables")
     if "report" in ran:
         console.print(f"all of it on one page: {os.path.relpath(tree / PAGE, source)}")
     return code
+
+
+def _plan(
+    targets: Sequence[str], options: Options, params: Mapping[str, Any]
+) -> tuple[Bookkeeping, dict[Stage, set[Stage]]]:
+    """The books of the project in the working folder, and the stages that `targets` ask for."""
+    hint = ""
+    try:
+        book = Bookkeeping(".")
+        stages = [stage for target in targets for stage in _meant(target, book.names(), params)]
+        if targets:
+            listed = ", ".join(_entries(params, "experiments"))
+            hint = "; `dvc stage list` lists the stages, and a run or an experiment stands for its"
+            hint += f" own; experiments: {listed}"
+        return book, book.plan(stages, options.single_item, options.downstream)
+    except Error as error:
+        raise InputError(" ".join(str(error).split()) + hint) from None
+
+
+def _meant(target: str, known: Container[str], params: Mapping[str, Any]) -> list[str]:
+    """Stages that `target` stands for: itself, or the last ones of an experiment or a run."""
+    if target in known:
+        return [target]
+    if target in _entries(params, "experiments"):
+        return [f"section@{target}"]
+    if target in _entries(params, "runs"):
+        return [f"ablate@{target}", f"measure@{target}"]
+    return [target]  # a file perhaps; DVC says if there is no such thing
+
+
+def _entries(params: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What stands at `key`; nothing if it is no mapping, of which others tell."""
+    entries = params.get(key)
+    return entries if isinstance(entries, dict) else {}
 
 
 def _dry(book: Bookkeeping, plan: Mapping[Stage, set[Stage]], force: bool) -> int:
@@ -125,7 +159,7 @@ def _dry(book: Bookkeeping, plan: Mapping[Stage, set[Stage]], force: bool) -> in
     return 0
 
 
-def _check(params: dict[str, object]) -> None:
+def _check(params: Mapping[str, Any]) -> None:
     """Validate the chosen scale before anything of it runs, and tell of tables without a run."""
     from toycircuits.lean import import_transformer_lens
 
@@ -153,8 +187,14 @@ def _devices(per_device: int) -> list[str] | None:
     if visible is not None:
         return [name.strip() for name in visible.split(",")] * per_device
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=ANSWER_WITHIN,
+        )
+    except (OSError, subprocess.SubprocessError):  # no such tool, or it fails
         return None
     count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     return [str(number) for number in range(count)] * per_device or None

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from toycircuits.config import InputError
+
 RECORDS = Path("reports/stages.json")
 SUMMED = ("seconds", "processor_seconds")
 
@@ -27,15 +29,16 @@ class Records:
         left_out: stages that read this file, which cannot be in it.
         code: paths of the project whose edits count as such.
         source: the folder that git knows.
+
+    Raises:
+        InputError: the file holds something else; it is left as it is.
     """
 
     def __init__(
         self, file: Path, spent: Path, left_out: set[str], code: Sequence[str], source: Path
     ) -> None:
         self._file, self._spent, self._left_out = file, spent, left_out
-        self._records: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self._records = json.loads(file.read_text())
+        self._records = _read(file)
         edited = bool(_git(source, "status", "--porcelain", "--", *code))
         self._code = {"commit": _git(source, "rev-parse", "HEAD").strip(), "edited": edited}
 
@@ -57,7 +60,7 @@ class Records:
         kept = self._spent / f"{stage.replace('/', '_')}.json"
         source = {name: value for name, value in entry.items() if name != "outs"}
         digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of no use
             before = json.loads(kept.read_text())
             told = [*before["told"], *told] if before["of"] == digest else told
         if not ended:
@@ -75,6 +78,25 @@ class Records:
         partial = self._file.with_name(f".{self._file.name}.partial")
         partial.write_text(json.dumps(dict(sorted(self._records.items())), indent=1) + "\n")
         partial.replace(self._file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The records in `file`; none where there is no file."""
+    hint = "`git checkout` brings the last ones back, `{}` begins anew"
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON: {error}; {hint}") from None
+    if not isinstance(records, dict):
+        found = f"found {type(records).__name__}"
+        raise InputError(f"{file}: {found}; allowed is an object of records by stage; {hint}")
+    for stage, record in records.items():
+        if not isinstance(record, dict):
+            found = f"found {json.dumps(record)[:80]}"
+            raise InputError(f"{file}: {stage}: {found}; allowed is an object; {hint}")
+    return records
 
 
 def _made_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -184,8 +184,7 @@ class Schedule:
             self._before_first = None
         try:
             if not self._book.begin(stage, self._force):
-                self._record(stage)
-                self._tell(stage, "cached")
+                self._tell(stage, "cached", self._record(stage))
                 self.outcome.not_stored += self._book.not_stored(stage)
                 return False
         except Exception as error:  # as in DVC, whatever it is: this stage has failed
@@ -260,29 +259,36 @@ class Schedule:
         if status == 0:
             try:
                 self._book.end(stage, self._engine.at_once)
-                self._record(stage)
+                unkept = self._record(stage)
                 self.outcome.not_stored += self._book.not_stored(stage)
             except Exception as error:  # as in DVC, whatever it is: this stage has failed
                 self._fail(stage, str(error))
             else:
-                self._tell(stage, "done")
+                self._tell(stage, "done", unkept)
             return
-        self._record(stage, ended=False)
+        unkept = self._record(stage, ended=False)
         self._book.abandon(stage)
         if self.outcome.signal and status < 0:
-            self._tell(stage, "stopped")
+            self._tell(stage, "stopped", unkept)
             self._dead |= self._dependents(stage)
         else:
             how = f"exit code {status}" if status > 0 else f"signal {-status}"
-            self._fail(stage, how)
+            self._fail(stage, "; ".join(filter(None, [how, unkept])))
 
-    def _record(self, stage: Stage, ended: bool = True) -> None:
-        """Keep what is told of the run of `stage`; no word of it must stop a reproduction."""
-        if self._records:
-            with contextlib.suppress(OSError):
-                self._records.add(
-                    stage.addressing, self._book.entry(stage), self._told(stage), ended
-                )
+    def _record(self, stage: Stage, ended: bool = True) -> str:
+        """Keep what is told of the run of `stage`.
+
+        Returns:
+            A warning where that failed, whatever the reason: the stage is what it is without.
+        """
+        if self._records is None or not self._book.has_entry(stage):
+            return ""
+        try:
+            entry = self._book.entry(stage)
+            self._records.add(stage.addressing, entry, self._told(stage), ended)
+        except Exception as error:
+            return f"warning: no record kept of its run: {type(error).__name__}: {error}"
+        return ""
 
     def _told(self, stage: Stage) -> list[dict[str, Any]]:
         """What the workers say of the attempts at `stage`."""

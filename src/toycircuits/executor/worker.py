@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 LOOK_EVERY = 0.1  # seconds between looks at whether to stop
+ANSWER_WITHIN = 20.0  # seconds for nvidia-smi, which hangs on some broken GPUs
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,21 @@ def execute(job: Job, starter: Starter = start) -> int:
         status = _watch(starter(job, command), Path(job.stop))
         if status:
             break
-    used = [float(line) for line in Path(job.claim).read_text().splitlines()]
-    told = {"seconds": time.monotonic() - started, "processor_seconds": sum(used) or None}
-    Path(job.claim).write_text(json.dumps(told | machine()))
+    _tell(Path(job.claim), time.monotonic() - started)
     return status
+
+
+def _tell(claim: Path, seconds: float) -> None:
+    """Say in `claim` where a job ran, and how long.
+
+    The job has ended, and stays what it is: done, though no word of its time can be kept.
+    """
+    with contextlib.suppress(Exception):
+        used: list[float] = []
+        with contextlib.suppress(OSError, ValueError):  # of a full disk
+            used = [float(line) for line in claim.read_text().splitlines()]
+        told = {"seconds": seconds, "processor_seconds": sum(used) or None}
+        claim.write_text(json.dumps(told | machine()))
 
 
 @cache
@@ -135,18 +146,29 @@ def machine() -> dict[str, Any]:
     except OSError:  # not on Linux
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    gpus = ""
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        gpus = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    version = "of unknown version"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        version = metadata.version("torch")
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": named[0] if named else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "gpus": gpus.splitlines(),
+        "gpus": _gpus(),
         "python": platform.python_version(),
-        "torch": metadata.version("torch"),
+        "torch": version,
     }
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs; none where NVIDIA's tool is missing, or fails: it would print why."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(
+            query, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    return told.stdout.splitlines()
 
 
 def _watch(process: Process, stop: Path) -> int:

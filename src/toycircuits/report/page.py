@@ -1,6 +1,7 @@
 """The whole page: sections of experiments, and how each result was made."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from toycircuits.config import InputError
 from toycircuits.report.section import MARKS, PROVENANCE, environment, script_json
 
 
@@ -86,16 +88,43 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def totals(records: Mapping[str, Any]) -> dict[str, str]:
-    """Time of all recorded stages together, and the machines that it was measured on."""
-    used = [record["processor_seconds"] or 0.0 for record in records.values()]
+def read_records(path: Path) -> dict[str, Any]:
+    """What is known of the run of each stage.
+
+    Raises:
+        InputError: the file is not what `toycircuits repro` writes.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON's, and that of bytes that are no text
+        raise InputError(f"{path}: not valid JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(records, dict):
+        found = type(records).__name__
+        raise InputError(f"{path}: found a {found}; allowed is an object of stages")
+    for stage, record in records.items():
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: {stage}: found {record!r:.80}; allowed is an object")
+    return records
+
+
+def totals(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Time of all stages together, and the machines that it was measured on.
+
+    Args:
+        stages: stage -> its record, or None; one without a time is counted apart.
+    """
+    records = [record for record in stages.values() if record]
+    used = [record["processor_seconds"] for record in records]
+    used = [seconds for seconds in used if seconds is not None]
     machines = {
         f"{record['processor']}, {record['cores']} cores, {record['system']}, "
         f"Python {record['python']}, torch {record['torch']}"
         + "".join(f", {gpu}" for gpu in record["gpus"])
-        for record in records.values()
+        for record in records
+        if record["processor_seconds"] is not None
     }
-    return {"processor": duration(sum(used)), "machines": "; ".join(sorted(machines))}
+    told = {"processor": duration(sum(used)), "machines": "; ".join(sorted(machines))}
+    return {**told, "timed": len(used), "untimed": len(stages) - len(used)}
 
 
 def page(
@@ -120,9 +149,10 @@ def page(
     """
     templates = environment()
     known = belonging(records, params, Path())
-    filled = {}
+    filled, everything = {}, dict(known)
     for name, text in sections.items():
         stages = {stage: known.get(stage) for stage in stages_of(name, params)}
+        everything |= stages
         seeds = {stage: seeds_of(stage, params) for stage in stages}
         provenance = templates.get_template("provenance.html").render(
             experiment=name, stages=stages, seeds=seeds, duration=duration
@@ -137,8 +167,7 @@ def page(
         counts=counts,
         marks=MARKS,
         sums={outcome: sum(own[outcome] for own in counts.values()) for outcome in outcomes},
-        totals=totals(known),
-        n_recorded=len(known),
+        totals=totals(everything),
         style=Markup((folder / "page.css").read_text()),
         script=Markup((folder / "page.js").read_text()),
         plotly=Markup(plotly.replace("</script", "<\\/script")),

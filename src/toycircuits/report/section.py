@@ -1,6 +1,7 @@
 """One experiment's part of the page: its figures, claims, tables and settings as HTML."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from toycircuits.claims import OUTCOMES, Card
 from toycircuits.layout import ARTIFACTS
@@ -25,14 +27,26 @@ def folder(experiment: str) -> Path:
 
 
 def environment() -> Environment:
-    """Templates in which whatever is inserted is text, never markup."""
-    return Environment(
+    """Templates in which whatever is inserted is text, never markup but for `with_code`'s."""
+    templates = Environment(
         loader=PackageLoader("toycircuits.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["with_code"] = with_code
+    return templates
+
+
+def with_code(text: str) -> Markup:
+    """Text in which what stands between backticks is code.
+
+    >>> with_code("`a < b` & c")
+    Markup('<code>a &lt; b</code> &amp; c')
+    """
+    # Escaping comes first, and makes no backticks: the only markup there will be is this.
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def script_json(value: Any) -> str:
@@ -111,6 +125,11 @@ def _shorter(cell: str) -> str:
     return cell if cell.lstrip("-").isdigit() else f"{number:.5g}"
 
 
+def read_claims(path: Path) -> pd.DataFrame:
+    """What became of the claims, every cell as the text that stands at `path`: 49 is not 49.0."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
 def counts(claims: pd.DataFrame) -> dict[str, int]:
     """How many claims have each outcome."""
     found = claims["outcome"].value_counts()
@@ -136,14 +155,24 @@ def section(
     tables: Sequence[Table],
     settings: Mapping[str, str],
 ) -> str:
-    """The HTML of one experiment, with the place marked that is for its provenance."""
+    """The HTML of one experiment, with the place marked that is for its provenance.
+
+    Args:
+        claims: as `read_claims` has them.
+    """
+    rows = [
+        # A mean has no models that pass, and what is not comparable may have none at all.
+        {**row, "models": int(row["models"] or 0), "passing": int(row["passing"] or 0)}
+        | {"has_passing": row["passing"] != ""}
+        for row in claims.to_dict("records")
+    ]
     return (
         environment()
         .get_template("section.html")
         .render(
             experiment=experiment,
             card=card,
-            claims=claims.fillna("").to_dict("records"),
+            claims=rows,
             counts=counts(claims),
             marks=MARKS,
             figures=figures,

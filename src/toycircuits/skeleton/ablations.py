@@ -1,4 +1,4 @@
-"""The value of the one head."""
+"""What is lost without the one head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ class AblateSettings(Settings):
 def ablate(
     model: Any, data: Mapping[str, Tensor], task: Any, settings: AblateSettings
 ) -> pd.DataFrame:
-    """Accuracy with the head's output zeroed."""
+    """Share of tokens said again with the head's output zeroed."""
     zero = Ablation("z", "blocks.0.attn.hook_z", "zero", 0, 0)
     with torch.no_grad(), ablated(model, [zero]):
         right = model(data["tokens"])[:, 1].argmax(-1) == data["tokens"][:, 0]

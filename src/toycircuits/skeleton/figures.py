@@ -1,4 +1,4 @@
-"""One curve."""
+"""One curve a model, and the accuracy of each run."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from toycircuits.config import Settings
+from toycircuits.tables import MODEL, model_number, spread
 
 
 class RenderSettings(Settings):
@@ -16,10 +17,26 @@ class RenderSettings(Settings):
 def compare(
     tables: Mapping[str, pd.DataFrame], settings: RenderSettings
 ) -> dict[str, pd.DataFrame]:
-    """Nothing to compare."""
-    return {}
+    """Accuracy after training, over the seeds of each run and variant."""
+    last = tables["training"].groupby(MODEL, dropna=False, sort=False).tail(1)
+    found = spread(last, ["run", "variant"], "accuracy")
+    return {"final_accuracy": found[["run", "variant", "mean", "min", "max"]]}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
     """Accuracy over training."""
-    return {"accuracy": px.line(tables["training"], x="step", y="accuracy")}
+    training = tables["training"]
+    shown = training.assign(
+        seed=training["seed"].astype(str),  # as a number it would be a shade of one colour
+        model=model_number(training),  # one line each: a line over several would run back
+    )
+    figure = px.line(
+        shown,
+        x="step",
+        y="accuracy",
+        color="seed",
+        line_group="model",
+        title="Accuracy over training",
+        labels={"step": "training step", "accuracy": "share of tokens said again"},
+    )
+    return {"accuracy": figure}

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from toycircuits.config import Settings
@@ -14,10 +15,15 @@ __all__ = ["DataSettings", "TrainSettings", "batches", "evaluate", "generate", "
 
 
 class DataSettings(Settings):
-    """How many tokens there are."""
+    """What is said.
 
-    n_tokens: int
-    seed: int
+    Attributes:
+        n_tokens: how many tokens there are.
+        seed: seed of their order.
+    """
+
+    n_tokens: int = Field(ge=2)
+    seed: int = Field(ge=0, lt=2**63)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -61,7 +61,11 @@
   const draw = (figure) => {
     const canvas = figure.querySelector(".canvas");
     drawn.add(figure);
-    return Plotly.react(canvas, ...built(figure, canvas));
+    try {
+      Plotly.react(canvas, ...built(figure, canvas));
+    } catch (error) {
+      setTimeout(() => { throw error; }, 0); // told on the console, and no reason to leave the others undrawn
+    }
   };
 
   const figures = [...document.querySelectorAll("figure")];
