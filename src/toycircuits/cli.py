@@ -119,7 +119,7 @@ def new_experiment(
         go_to_project()
         for path in create(Path.cwd(), name):
             typer.echo(path)
-        typer.echo(f"next: `toycircuits repro --scale quick section@{name}`; CONTRIBUTING.md")
+        typer.echo(f"next: `toycircuits repro --scale quick {name}`; CONTRIBUTING.md")
 
 
 @app.command()
@@ -157,12 +157,17 @@ def check() -> None:
 
 @app.command()
 def repro(
-    targets: Annotated[list[str] | None, typer.Argument(help="stages; all by default")] = None,
+    targets: Annotated[list[str] | None, typer.Argument(help="stages, experiments or runs; all by default")] = None,
     jobs: Annotated[
         int | None,
         typer.Option("-j", "--jobs", min=1, help="commands at a time; one a core by default"),
     ] = None,
-    dry: Annotated[bool, typer.Option("--dry", help="only say what would run")] = False,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry", help="only say what would run (the copy of --scale is brought up to date)"
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("-f", "--force", help="run what is up to date, too")
     ] = False,
