@@ -157,7 +157,9 @@ def check() -> None:
 
 @app.command()
 def repro(
-    targets: Annotated[list[str] | None, typer.Argument(help="stages, experiments or runs; all by default")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="stages, experiments or runs; all by default")
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("-j", "--jobs", min=1, help="commands at a time; one a core by default"),
