@@ -4,18 +4,18 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
 
 from toycircuits import config, layout
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
+from toycircuits.tables import read_tables
 
 
 def draw(
     params: Mapping[str, Any], experiment: str, slice_name: str
-) -> tuple[dict[str, "pd.DataFrame"], dict[str, "go.Figure"]]:
+) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure]]:
     """Tables that compare the runs of `experiment`, and its figures, by name.
 
     Args:
@@ -27,8 +27,6 @@ def draw(
     """
     figures = importlib.import_module(f"toycircuits.experiments.{slice_name}.figures")
     settings = config.read_section(params, experiment, "render", figures.RenderSettings)
-
-    from toycircuits.tables import read_tables  # after the settings: it loads pandas
 
     folder = layout.tables(experiment)
     tables = read_tables(folder)
