@@ -25,7 +25,7 @@ needs_chrome = pytest.mark.skipif(CHROME is None, reason="Chrome draws the pictu
 
 def some_figures() -> dict[str, go.Figure]:
     x = np.linspace(0, 1, 5)
-    small = go.Figure(go.Heatmap(z=np.outer(x, x))).update_layout(width=200, height=100)
+    small = go.Figure(go.Heatmap(z=np.outer(x, x))).update_layout(width=200, height=200)
     return {"line": go.Figure(go.Scatter(x=x, y=x**2)), "small": small}
 
 
@@ -98,7 +98,7 @@ def test_pictures_are_drawn_at_their_size_and_the_same_twice(
     write_figures(some_figures(), *folders)
     first = content(folders[1])
     assert set(first) == {"line.png", "small.png"}, capsys.readouterr().err
-    for name, size in (("line", (WIDTH, HEIGHT)), ("small", (200, 100))):
+    for name, size in (("line", (WIDTH, HEIGHT)), ("small", (200, 200))):
         picture = first[f"{name}.png"]
         assert picture.startswith(b"\x89PNG\r\n")
         width, height = struct.unpack(">II", picture[16:24])
