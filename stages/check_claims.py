@@ -17,14 +17,12 @@ def main(experiment: str) -> None:
         import pandas as pd
 
         from toycircuits import claims
-        from toycircuits.tables import read_table, read_tables
 
         scale = str(config.read_params()["scale"])
         path = Path("claims") / f"{experiment}.yaml"
         card = claims.read_card(path)
-        tables = read_tables(layout.tables(experiment))
-        for compared in sorted(layout.summary(experiment).glob("*.csv")):
-            tables[f"summary/{compared.stem}"] = read_table(compared)
+        folder = layout.REPORTS / experiment
+        tables = claims.tables_of(folder)
         rows, headline = [], {}
         for claim in card.claims:
             with config.at_key(f"{path}: {claim.id}"):
@@ -36,7 +34,6 @@ def main(experiment: str) -> None:
         judged = pd.DataFrame(rows)
         counts = judged["outcome"].value_counts()
         told = {name.replace(" ", "_"): int(counts.get(name, 0)) for name in claims.OUTCOMES}
-        folder = layout.tables(experiment).parent
         judged.to_csv(folder / "claims.csv", index=False, float_format=layout.FLOAT_FORMAT)
         text = json.dumps({"claims": told, **headline}, indent=1)
         (folder / "metrics.json").write_text(text + "\n")

@@ -114,8 +114,15 @@ def environment_of(**changes: str) -> dict[str, str]:
 
 def python(folder: Path, *arguments: str, **environment: str) -> str:
     """Standard output of a Python that must succeed."""
+    return output(folder, sys.executable, *arguments, **environment)
+
+
+def output(folder: Path, *command: str, **environment: str) -> str:
+    """Standard output of a command that must succeed; git is told who commits."""
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+    command = ("git", *identity, *command[1:]) if command[0] == "git" else command
     done = subprocess.run(
-        [sys.executable, *arguments],
+        command,
         cwd=folder,
         env=environment_of(**environment),
         capture_output=True,

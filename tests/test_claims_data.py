@@ -12,7 +12,7 @@ import pytest
 from toycircuits import claims
 from toycircuits.claims import Claim, Measured, judge, read_card, values
 from toycircuits.config import read_params
-from toycircuits.tables import MODEL, read_table, read_tables
+from toycircuits.tables import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE = read_params(ROOT / "params.yaml")["scale"]
@@ -23,9 +23,7 @@ SCALED = (0.0, 0.1, 0.5, 2.0, 10.0)  # times what was measured
 
 @cache
 def tables_of(experiment: str) -> dict[str, pd.DataFrame]:
-    folder = ROOT / "reports" / experiment
-    compared = {f"summary/{path.stem}": read_table(path) for path in folder.glob("summary/*.csv")}
-    return read_tables(folder / "tables") | compared
+    return claims.tables_of(ROOT / "reports" / experiment)
 
 
 def without_others(measured: Measured, **changes: Any) -> Measured:

@@ -1,13 +1,12 @@
 """What does not belong together is named; a project in which all does is fresh."""
 
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
-from project import environment_of
+from project import output
 from rich.console import Console
 from ruamel.yaml import YAML
 
@@ -38,28 +37,23 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 
 
-def run(folder: Path, *command: str) -> None:
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    command = ("git", *identity, *command[1:]) if command[0] == "git" else command
-    subprocess.run(command, cwd=folder, env=environment_of(), check=True, capture_output=True)
+def made_of(folder: Path, files: Mapping[str, str]) -> Path:
+    """A project of these files in `folder`, reproduced and committed."""
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    output(folder, "git", "init", "--quiet")
+    output(folder, "dvc", "init", "--quiet")
+    output(folder, "dvc", "repro", "--quiet")
+    output(folder, "git", "add", ".")
+    output(folder, "git", "commit", "--quiet", "--message", "reproduced")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of two runs, reproduced and committed."""
-    folder = tmp_path_factory.mktemp("fresh")
-    for name, text in {
-        "dvc.yaml": STAGES,
-        "params.yaml": PARAMS,
-        "copy_text.py": CODE,
-    }.items():
-        (folder / name).write_text(text)
-    run(folder, "git", "init", "--quiet")
-    run(folder, "dvc", "init", "--quiet")
-    run(folder, "dvc", "repro", "--quiet")
-    run(folder, "git", "add", ".")
-    run(folder, "git", "commit", "--quiet", "--message", "reproduced")
-    return folder
+    files = {"dvc.yaml": STAGES, "params.yaml": PARAMS, "copy_text.py": CODE}
+    return made_of(tmp_path_factory.mktemp("fresh"), files)
 
 
 def edit_code(folder: Path) -> None:
@@ -79,14 +73,14 @@ def add_run(folder: Path) -> None:
 
 
 def forget_result(folder: Path) -> None:
-    run(folder, "git", "rm", "--cached", "-r", "--quiet", "reports/e/tables/b")
+    output(folder, "git", "rm", "--cached", "-r", "--quiet", "reports/e/tables/b")
 
 
 def undrawn(folder: Path) -> None:
     note = folder / "reports/e/figures/NOT_DRAWN.txt"
     note.parent.mkdir()
     note.write_text("no Chrome")
-    run(folder, "git", "add", str(note))
+    output(folder, "git", "add", str(note))
 
 
 def lose_lock(folder: Path) -> None:
@@ -190,15 +184,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment of two runs, reproduced and committed."""
-    folder = tmp_path_factory.mktemp("experiment")
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
-    run(folder, "git", "init", "--quiet")
-    run(folder, "dvc", "init", "--quiet")
-    run(folder, "dvc", "repro", "--quiet")
-    run(folder, "git", "add", ".")
-    run(folder, "git", "commit", "--quiet", "--message", "reproduced")
-    return folder
+    return made_of(tmp_path_factory.mktemp("experiment"), FILES)
 
 
 @pytest.fixture
@@ -250,7 +236,7 @@ def test_one_stale_run_is_enough(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_clone_is_fresh_and_told_what_is_not_in_it(folder: Path) -> None:
     clone = folder.parent / "clone"
-    run(folder.parent, "git", "clone", "--quiet", str(folder), str(clone))
+    output(folder.parent, "git", "clone", "--quiet", str(folder), str(clone))
     trained = [Path("artifacts/trajectories/e/a"), Path("artifacts/trajectories/e/b")]
     assert stale(clone) == [], "git has no empty folders, and none is asked for"
     assert absent(clone) == trained
@@ -283,7 +269,7 @@ def test_the_list_says_that_weights_are_not_here(folder: Path) -> None:
 @pytest.mark.slow
 def test_without_a_lock_all_is_missing(folder: Path) -> None:
     for name in ("dvc.lock", "artifacts", "reports"):
-        run(folder, "rm", "-r", name)
+        output(folder, "rm", "-r", name)
     assert absent(folder) == []
     assert shown(folder) == ({"e": "missing", "a": "missing", "b": "missing"}, "")
 

@@ -1,7 +1,6 @@
 """The wheel holds what it should and works outside the project; stated versions agree."""
 
 import re
-import subprocess
 import sys
 import sysconfig
 import tomllib
@@ -13,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from project import ROOT, environment_of
+from project import ROOT, output
 from ruamel.yaml import YAML
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -27,13 +26,7 @@ REQUIREMENTS = [
 
 def run(folder: Path, *command: str | Path) -> str:
     """Standard output of a command that must succeed, and sees no code but what is installed."""
-    environment = environment_of()
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return output(folder, *map(str, command), PYTHONPATH="")
 
 
 @pytest.fixture(scope="module")

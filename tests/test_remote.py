@@ -1,13 +1,12 @@
 """Results go to a DVC remote and come back: a local folder, and a server that speaks S3."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
-from project import Project, environment_of
+from project import Project, output
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 BUCKET = "toycircuits"
@@ -15,14 +14,7 @@ BUCKET = "toycircuits"
 
 def run(folder: Path, *command: str) -> str:
     """Standard output of a command that must succeed, with the code in `folder`."""
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    command = ("git", *identity, *command[1:]) if command[0] == "git" else command
-    environment = environment_of(**KEYS, PYTHONPATH=str(folder / "src"))
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return output(folder, *command, **KEYS, PYTHONPATH=str(folder / "src"))
 
 
 @pytest.fixture(scope="module")

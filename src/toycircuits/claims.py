@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from toycircuits.config import InputError, Settings, at_key, check_keys
-from toycircuits.tables import MODEL, mean_interval, wilson
+from toycircuits.tables import MODEL, mean_interval, read_table, read_tables, wilson
 
 Scalar: TypeAlias = bool | int | float | str
 Rows: TypeAlias = dict[str, Scalar | list[Scalar]]
@@ -310,6 +310,17 @@ def read_card(path: Path) -> Card:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     check_keys(read, str(path))
     return Card.parse(read, str(path))
+
+
+def tables_of(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables that claims speak of: all of the experiment whose reports stand in `folder`.
+
+    Raises:
+        InputError: a file is not a table.
+    """
+    compared = sorted(folder.glob("summary/*.csv"))
+    summary = {f"summary/{path.stem}": read_table(path) for path in compared}
+    return read_tables(folder / "tables") | summary
 
 
 def values(measured: Measured, tables: Mapping[str, pd.DataFrame]) -> "pd.Series[Any]":

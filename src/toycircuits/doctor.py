@@ -43,10 +43,11 @@ def _python(root: Path) -> Finding:
 
 
 def _git(root: Path) -> Finding:
-    if shutil.which("git") is None:
+    git = shutil.which("git")
+    if git is None:
         mend = "`--scale`, `compare` and experiments need it: install git"
         return Finding("git", "failure", "none", mend)
-    return Finding("git", "ok", shutil.which("git") or "")
+    return Finding("git", "ok", git)
 
 
 def _torch(root: Path) -> Finding:

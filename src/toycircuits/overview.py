@@ -11,10 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from toycircuits import layout
-from toycircuits.claims import OUTCOMES, read_card, values
+from toycircuits.claims import OUTCOMES, read_card, tables_of, values
 from toycircuits.config import SECTIONS, InputError, Run, RunValues, find_run
 from toycircuits.freshness import absent, outdated
-from toycircuits.tables import read_table, read_tables
 
 STATES = {"fresh": "green", "stale": "yellow", "missing": "red"}
 NOT_HERE = (
@@ -142,13 +141,10 @@ def _listed(own: Mapping[str, Any]) -> str:
 
 def _metrics(experiment: str, run: str) -> list[RenderableType]:
     """What the file of claims holds to be the few numbers that matter, for each model of `run`."""
-    folder = layout.tables(experiment)
     card = Path(f"claims/{experiment}.yaml")
-    if not (folder / run).exists() or not card.exists():
+    if not (layout.tables(experiment) / run).exists() or not card.exists():
         return []
-    tables = read_tables(folder)
-    for path in layout.summary(experiment).glob("*.csv"):
-        tables[f"summary/{path.stem}"] = read_table(path)
+    tables = tables_of(layout.REPORTS / experiment)
     columns = {}
     for name, measured in read_card(card).headline.items():
         try:
