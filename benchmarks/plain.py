@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from toycircuits.transformer import TransformerSettings
+from toycircuits.core.transformer import TransformerSettings
 
 
 class PlainLayerNorm(nn.Module):
@@ -112,7 +112,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainTransformer(HookedRootModule):
-    """The transformer of `toycircuits.transformer`, every activation formed and hooked."""
+    """The transformer of `toycircuits.core.transformer`, every activation formed and hooked."""
 
     def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()

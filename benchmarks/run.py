@@ -27,8 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from toycircuits.config import find_run, read_params
-from toycircuits.device import prepare
+from toycircuits.core.config import find_run, read_params
+from toycircuits.core.device import prepare
+from toycircuits.core.gradients import compiled, gradients_of
+from toycircuits.core.optimizer import Optimizer
 from toycircuits.experiments.linear_regression import model as lr_model
 from toycircuits.experiments.linear_regression import task as lr_task
 from toycircuits.experiments.list_copy import model as copy_model
@@ -37,7 +39,6 @@ from toycircuits.experiments.modular_arithmetic import model as modular_model
 from toycircuits.experiments.modular_arithmetic import task as modular_task
 from toycircuits.experiments.reverse_increment import model as reverse_model
 from toycircuits.experiments.reverse_increment import task as reverse_task
-from toycircuits.training import Optimizer, compiled, gradients_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[], object]

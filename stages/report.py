@@ -1,14 +1,10 @@
 """Join the parts of all experiments to one page."""
 
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this tree's own code
 
 import typer
 
-from toycircuits import config, layout
+from toycircuits.core import config, paths
 
 
 def main() -> None:
@@ -16,7 +12,7 @@ def main() -> None:
     with config.exit_on_bad_input():
         from plotly.offline import get_plotlyjs
 
-        from toycircuits.plotting import TEMPLATE
+        from toycircuits.core.plotting import TEMPLATE
         from toycircuits.report.page import page, read_records
         from toycircuits.report.section import folder
 
@@ -26,10 +22,10 @@ def main() -> None:
             sections[name] = (folder(name) / "section.html").read_text()
             summed = json.loads((folder(name) / "summary.json").read_text())
             titles[name], counts[name] = summed["title"], summed["counts"]
-        records = read_records(layout.REPORTS / "stages.json")
+        records = read_records(paths.REPORTS / "stages.json")
         template = TEMPLATE.to_plotly_json()
         text = page(sections, titles, counts, records, params, get_plotlyjs(), template)
-        (layout.REPORTS / "index.html").write_text(text)
+        (paths.REPORTS / "index.html").write_text(text)
 
 
 if __name__ == "__main__":

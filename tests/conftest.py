@@ -10,7 +10,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from toycircuits.transformer import Transformer, TransformerSettings
+    from toycircuits.core.transformer import Transformer, TransformerSettings
 
 # An int may stand for a float, as for mypy. And jaxtyping decorates method by method, while
 # beartype knows `Self` in decorated classes only.
@@ -35,7 +35,7 @@ TINY = {
 @pytest.fixture
 def make_settings() -> Callable[..., "TransformerSettings"]:
     """Tiny `TransformerSettings`, with changes."""
-    from toycircuits.transformer import TransformerSettings
+    from toycircuits.core.transformer import TransformerSettings
 
     return lambda **changes: TransformerSettings.parse(TINY | changes, "model")
 
@@ -45,7 +45,7 @@ def make_model(
     make_settings: Callable[..., "TransformerSettings"],
 ) -> Callable[..., "Transformer"]:
     """A tiny float64 `Transformer` in which nothing trainable, biases included, is 0 or 1."""
-    from toycircuits.transformer import Transformer
+    from toycircuits.core.transformer import Transformer
 
     def make(seed: int = 0, **changes: Any) -> Transformer:
         generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 # A grid's runs are alike, and each costs three stages: here the first stands for them all.
-for name in [name for name, run in PARAMS["runs"].items() if not run.get("publish", True)][1:]:
+for name in [name for name in PARAMS["runs"] if name not in PARAMS["released"]][1:]:
     del PARAMS["runs"][name]
 
 # Settings under which every stage of an experiment runs in about a second.
@@ -159,6 +159,7 @@ class Project:
             for name, run in [*params["runs"].items()]:
                 if run["experiment"] not in experiments:
                     del params["runs"][name]
+            params["released"] = [name for name in params["released"] if name in params["runs"]]
             for tree in (params["experiments"], params["quick"], params["paper"]):
                 for name in set(tree) - set(experiments):
                     del tree[name]

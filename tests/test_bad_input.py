@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from toycircuits.cli import app
-from toycircuits.config import InputError, read_params
-from toycircuits.validation import validate, validate_claims
+from toycircuits.commands.check import validate, validate_claims
+from toycircuits.core.config import InputError, read_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = read_params(ROOT / "params.yaml")

@@ -11,8 +11,8 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from toycircuits import checkpoints
-from toycircuits.checkpoints import Trajectory, read_tensors, write_tensors
-from toycircuits.config import InputError
+from toycircuits.core.checkpoints import Trajectory, read_tensors, write_tensors
+from toycircuits.core.config import InputError
 
 METADATA = {"run": "a", "model": {"d_model": 4, "mask": ["1.", "11"]}, "seed": None, "lr": 1e-3}
 

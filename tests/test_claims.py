@@ -12,18 +12,10 @@ import pytest
 from project import ROOT
 from ruamel.yaml import YAML
 
-from toycircuits.claims import (
-    Card,
-    Claim,
-    Condition,
-    Measured,
-    NoRowError,
-    judge,
-    mean_over_models,
-    read_card,
-    values,
-)
-from toycircuits.config import InputError
+from toycircuits.claims.card import Card, Claim, Condition, Measured, read_card
+from toycircuits.claims.lookup import NoRowError, mean_over_models, values
+from toycircuits.claims.verdict import judge
+from toycircuits.core.config import InputError
 
 TABLES = {
     "training": pd.DataFrame(
@@ -414,7 +406,7 @@ def test_a_model_without_a_value_is_not_as_expected() -> None:
 
 
 CARD = {
-    **{"title": "t", "question": "q?", "method": ["m"], "headline": {"loss": LAST}},
+    **{"title": "t", "question": "q?", "method": ["m"], "key_metrics": {"loss": LAST}},
     "claims": [
         {
             **{"id": "x", "statement": "s", "source": "o", "kind": "exact", "measured": LAST},
@@ -441,7 +433,7 @@ CARD = {
             {"claims": [CARD["claims"][0] | {"scales": []}]},  # type: ignore[index]
             r"claims\.0\.scales: found \[\]",
         ),
-        ({"headline": {"claims": LAST}}, "headline: found the name claims"),
+        ({"key_metrics": {"claims": LAST}}, "key_metrics: found the name claims"),
         *[
             (
                 {"claims": [CARD["claims"][0] | {"of": "share", "passes": {"above": 0}} | own]},  # type: ignore[index]

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from toycircuits import claims
-from toycircuits.claims import Claim, Measured, judge, read_card, values
-from toycircuits.config import read_params
-from toycircuits.tables import MODEL
+from toycircuits.claims import lookup
+from toycircuits.claims.card import Claim, Measured, read_card
+from toycircuits.claims.lookup import values
+from toycircuits.claims.verdict import judge
+from toycircuits.core.config import read_params
+from toycircuits.core.tables import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALE = read_params(ROOT / "params.yaml")["scale"]
@@ -23,7 +25,7 @@ SCALED = (0.0, 0.1, 0.5, 2.0, 10.0)  # times what was measured
 
 @cache
 def tables_of(experiment: str) -> dict[str, pd.DataFrame]:
-    return claims.tables_of(ROOT / "reports" / experiment)
+    return lookup.tables_of(ROOT / "reports" / experiment)
 
 
 def without_others(measured: Measured, **changes: Any) -> Measured:
@@ -73,7 +75,7 @@ def wrong_cells(
 
 def can_fail(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> bool:
     """Whether a plausible value of its cells makes the claim fail."""
-    look_up = claims._look_up
+    look_up = lookup._look_up
     for cells in list(wrong_cells(claim.measured, tables)):
 
         def altered(
@@ -83,7 +85,7 @@ def can_fail(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> bool:
             return cells if where == measured.where else look_up(measured, where, tables)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(claims, "_look_up", altered)
+            patch.setattr(lookup, "_look_up", altered)
             if judge(claim, tables, claim.scales[0])["outcome"] == "not reproduced":
                 return True
     return False

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from toycircuits.claims import Card, judge, read_card
-from toycircuits.config import find_run, read_params
-from toycircuits.experiments.list_copy import figures
-from toycircuits.tables import read_tables
+from toycircuits.claims.card import Card, read_card
+from toycircuits.claims.verdict import judge
+from toycircuits.core.config import find_run, read_params
+from toycircuits.core.tables import read_tables
+from toycircuits.experiments.list_copy.figures import draw as figures
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ("list_copy_10", "list_copy_100", "reverse_increment")
@@ -41,15 +42,15 @@ def test_cells_are_there_at_the_scale_in_git(experiment: str) -> None:
     where = f"toycircuits.experiments.{params['experiments'][experiment]['slice']}.figures"
     drawn = importlib.import_module(where)
     settings = drawn.RenderSettings.parse(params[scale][experiment]["render"], "render")
-    compared = drawn.compare(tables, settings)
+    compared = drawn.summarise(tables, settings)
     tables |= {f"summary/{name}": table for name, table in compared.items()}
     for claim in card(experiment).claims:
-        if claim.measured.table != "provenance":  # below, for it needs no trained model
+        if claim.measured.table != "training_start":  # below, for it needs no trained model
             assert judge(claim, tables, scale)["models"] > 0, claim.id
 
 
 @functools.cache
-def provenance(experiment: str, seed: int) -> pd.DataFrame:
+def training_start(experiment: str, seed: int) -> pd.DataFrame:
     """Of all runs at the paper scale, but for the seed of the data."""
     params = read_params(ROOT / "params.yaml") | {"scale": "paper"}
     parts = []
@@ -62,26 +63,26 @@ def provenance(experiment: str, seed: int) -> pd.DataFrame:
             settings = run.section("data", task.DataSettings)
             data = task.generate(settings, torch.Generator().manual_seed(seed))
             train = run.section("train", task.TrainSettings)
-            table = metrics.provenance(train.select(data), settings, train)
+            table = metrics.training_start(train.select(data), settings, train)
             parts.append(table.assign(run=name, variant="", seed=0))
     return pd.concat(parts)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_trainings_are_given_is_what_was_published(experiment: str) -> None:
-    found = outcomes(experiment, {"provenance": provenance(experiment, 0)})
+    found = outcomes(experiment, {"training_start": training_start(experiment, 0)})
     assert found
     assert set(found.values()) == {"reproduced"}
 
 
 def test_another_seed_is_found_out() -> None:
-    table = provenance("list_copy_100", 1)
-    found = outcomes("list_copy_100", {"provenance": table})
+    table = training_start("list_copy_100", 1)
+    found = outcomes("list_copy_100", {"training_start": table})
     assert [name for name, outcome in found.items() if outcome != "reproduced"] == ["first_lists"]
-    both = provenance("reverse_increment", 0)
+    both = training_start("reverse_increment", 0)
     swapped = both[both["run"] == "reverse_increment_random"]
     swapped = swapped.assign(run="reverse_increment_sequential")
-    found = outcomes("reverse_increment", {"provenance": swapped})
+    found = outcomes("reverse_increment", {"training_start": swapped})
     wrong = {name for name, outcome in found.items() if outcome != "reproduced"}
     assert wrong == {"sequential_holdout_x0", "sequential_holdout_x1"}
 
@@ -104,7 +105,7 @@ def course(epochs: list[float]) -> Tables:
     log = log.assign(accuracy=log["accuracy_sampled"], train_loss=1.0, variant="", seed=0)
     tables = {"training": log.assign(run="list_copy_10")}
     settings = figures.RenderSettings(published_accuracy=None)
-    return tables | {"summary/models": figures.compare(tables, settings)["models"]}
+    return tables | {"summary/models": figures.summarise(tables, settings)["models"]}
 
 
 @pytest.mark.parametrize(

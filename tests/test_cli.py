@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from toycircuits import cli, comparison, doctor
-from toycircuits.comparison import Side
+from toycircuits.commands.compare import Side
 
 SOURCE = {"PYTHONPATH": str(ROOT / "src")}
 CALL = "from toycircuits.cli import run; run()"
@@ -243,9 +243,9 @@ def test_doctor_looks_for_the_browser_that_will_draw(
 
 def test_unforeseen_errors_are_one_line_without_debug(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import toycircuits.layout as layout\n"
+        "import toycircuits.core.paths as layout\n"
         "def find_root(root=None): raise ZeroDivisionError('by\\nchance')\n"
-        "layout.find_root = find_root\n"
+        "paths.find_root = find_root\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
     told = toycircuits(ROOT, "fresh", code=70, PYTHONPATH=path)

@@ -14,10 +14,10 @@ PREPARE = """
 import importlib, sys
 from pathlib import Path
 import torch
-from toycircuits import training
-from toycircuits.config import find_run, read_params
-from toycircuits.device import prepare
-from toycircuits.training import Objective, Schedule, train
+from toycircuits.core import train_settings
+from toycircuits.core.config import find_run, read_params
+from toycircuits.core.device import prepare
+from toycircuits.core.training import Objective, Schedule, train
 
 slice_name, run_name, params_file, *rest = sys.argv[1:]
 run = find_run(read_params(params_file) | {"scale": "quick"}, run_name)
@@ -85,7 +85,7 @@ print(graphs())
 
 PROBE = """
 import torch
-from toycircuits.training import can_compile
+from toycircuits.core.training import can_compile
 print(can_compile(torch.device("cpu")))
 """
 

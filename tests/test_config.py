@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from toycircuits.config import (
+from toycircuits.core.config import (
     InputError,
     Settings,
     at_key,

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from toycircuits.config import InputError
-from toycircuits.device import prepare
+from toycircuits.core.config import InputError
+from toycircuits.core.device import prepare
 
 
 @pytest.fixture(autouse=True)

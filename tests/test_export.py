@@ -12,7 +12,7 @@ from project import ROOT, environment_of
 from test_plotting import needs_chrome
 
 from toycircuits import export
-from toycircuits.config import InputError, read_params
+from toycircuits.core.config import InputError, read_params
 
 PARAMS = read_params(ROOT / "params.yaml")
 COMMAND = [sys.executable, "-c", "from toycircuits.cli import app; app()", "figures"]

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from toycircuits import drawing
-from toycircuits.config import read_params
+from toycircuits.core.config import read_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = read_params(ROOT / "params.yaml")

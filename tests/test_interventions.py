@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from toycircuits.interventions import Ablation, ablated, mean_activations
-from toycircuits.transformer import Transformer
+from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.transformer import Transformer
 
 MakeModel = Callable[..., Transformer]
 Z, PATTERN = "blocks.0.attn.hook_z", "blocks.0.attn.hook_pattern"

@@ -11,8 +11,8 @@ import pytest
 from project import ROOT, environment_of
 from ruamel.yaml import YAML
 
-from toycircuits.config import InputError
-from toycircuits.new_experiment import create
+from toycircuits.commands.new_experiment import create
+from toycircuits.core.config import InputError
 
 NAME = "say_again"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from toycircuits.transformer import Transformer, TransformerSettings
+from toycircuits.core.transformer import Transformer, TransformerSettings
 
 FIXTURE = Path(__file__).parent / "data" / "hooked_transformer_2.safetensors"
 SHAPE = {

@@ -92,10 +92,10 @@ def test_the_installed_package_says_that_it_finds_no_project(
     installed: Path, tmp_path: Path
 ) -> None:
     code = """
-import toycircuits, toycircuits.config
+import toycircuits, toycircuits.core.config
 try:
     toycircuits.load_run("list_copy_10")
-except toycircuits.config.InputError as error:
+except toycircuits.core.config.InputError as error:
     print(error)
 """
     assert "no toycircuits project" in run(tmp_path, installed / "python", "-c", code)

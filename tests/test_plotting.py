@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from toycircuits import plotting
-from toycircuits.plotting import HEIGHT, SCALE, WIDTH, write_figures
+from toycircuits.core.pictures import write_figures
+from toycircuits.core.plotting import HEIGHT, SCALE, WIDTH
 
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FOUND = [os.environ.get("BROWSER_PATH"), *map(shutil.which, CHROMES)]

@@ -21,7 +21,7 @@ from project import Project
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from toycircuits.checkpoints import METADATA_KEY, read_tensors, write_tensors
+from toycircuits.core.checkpoints import METADATA_KEY, read_tensors, write_tensors
 
 pytestmark = pytest.mark.slow
 RUN = "list_copy_10"
@@ -60,7 +60,7 @@ def project(finished: Project, tmp_path: Path) -> Project:
 
 def slow_down(project: Project) -> None:
     """Let a state and a checkpoint be written at every step: most kills then meet a writer."""
-    code = project.folder / "src/toycircuits/training.py"
+    code = project.folder / "src/toycircuits/core/training.py"
     text = code.read_text()
     assert "RESUME_EVERY = 20.0" in text
     code.write_text(text.replace("RESUME_EVERY = 20.0", "RESUME_EVERY = -1.0"))

@@ -17,10 +17,11 @@ from browser import Chromium
 from plotly.offline import get_plotlyjs
 from project import ROOT
 
-from toycircuits.claims import Card
-from toycircuits.config import InputError
-from toycircuits.layout import FLOAT_FORMAT
-from toycircuits.plotting import TEMPLATE, find_browser
+from toycircuits.claims.card import Card
+from toycircuits.core.config import InputError
+from toycircuits.core.paths import FLOAT_FORMAT
+from toycircuits.core.pictures import find_browser
+from toycircuits.core.plotting import TEMPLATE
 from toycircuits.report import page, section
 
 INDEX = ROOT / "reports/index.html"
@@ -50,7 +51,7 @@ def made_section(experiment: Path, text: str = HOSTILE, **cells: list[Any]) -> s
     """
     measured = {"table": "t", "value": "v"}
     claim = {"id": "x", "statement": text, "source": text, "kind": "exact", "measured": measured}
-    fields = {"title": text, "question": text, "method": [text], "headline": {}}
+    fields = {"title": text, "question": text, "method": [text], "key_metrics": {}}
     card = Card.parse(fields | {"claims": [claim | {"expected": {"below": 1}}]}, "card")
     row: dict[str, Any] = dict.fromkeys(
         ["statement", "source", "measured", "interval", "expected", "why"], text

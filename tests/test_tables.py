@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from toycircuits.tables import first_model, first_seeds, model_number, spread, wilson
+from toycircuits.core.tables import first_model, first_seeds, mean_and_range, model_number, wilson
 
 TABLE = pd.DataFrame(
     {
@@ -27,7 +27,7 @@ def test_first_model_and_first_seeds() -> None:
 
 
 def test_spread_keeps_the_order_and_reaches_the_extremes() -> None:
-    stats = spread(TABLE, ["run"], "loss")
+    stats = mean_and_range(TABLE, ["run"], "loss")
     assert stats["run"].tolist() == ["b", "a"]
     assert stats["mean"].tolist() == [3.0, 6.0]
     assert (stats["mean"] + stats["up"]).tolist() == [6.0, 8.0]

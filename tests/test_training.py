@@ -10,22 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toycircuits import training
-from toycircuits.checkpoints import Trajectory
-from toycircuits.config import InputError
-from toycircuits.training import (
-    Batch,
-    BatchStream,
-    DivergedError,
-    Objective,
-    Optimizer,
-    Schedule,
-    TrainSettings,
-    full_batch,
-    gradients_of,
-    shuffled_batches,
-    train,
-)
+from toycircuits.core import training
+from toycircuits.core.batches import Batch, BatchStream, full_batch, shuffled_batches
+from toycircuits.core.checkpoints import Trajectory
+from toycircuits.core.config import InputError
+from toycircuits.core.gradients import gradients_of
+from toycircuits.core.optimizer import Optimizer
+from toycircuits.core.train_settings import Schedule, TrainSettings
+from toycircuits.core.training import DivergedError, Objective, train
 
 SETTINGS: dict[str, Any] = {
     **{"optimizer": "AdamW", "lr": 0.1, "betas": [0.9, 0.98], "weight_decay": 0.5},
@@ -270,9 +262,9 @@ def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
 
 
 def test_members_pair_the_seeds() -> None:
-    assert settings(weight_seeds=[5, 6]).members == [(5, None), (6, None)]
+    assert settings(weight_seeds=[5, 6]).seed_pairs == [(5, None), (6, None)]
     paired = settings(weight_seeds=[5, 6], batch_size=4, batch_seeds=[2, 2])
-    assert paired.members == [(5, 2), (6, 2)]
+    assert paired.seed_pairs == [(5, 2), (6, 2)]
 
 
 # --- batches ---

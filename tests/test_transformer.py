@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from toycircuits.config import InputError
-from toycircuits.transformer import (
+from toycircuits.core.config import InputError
+from toycircuits.core.transformer import (
     LayerRows,
     Transformer,
     TransformerSettings,

@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toycircuits.published import PublishedRun, load_run
+    from toycircuits.released import ReleasedRun, load_run
 
-__all__ = ["PublishedRun", "load_run"]
+__all__ = ["ReleasedRun", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: a stage imports `toycircuits.config`, and must not get code that it does not declare.
+    # Lazy: a stage imports modules of the package and must not get code that it does not declare.
     if name in __all__:
-        from toycircuits import published
+        from toycircuits import released
 
-        return getattr(published, name)
+        return getattr(released, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

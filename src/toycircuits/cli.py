@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console, RenderableType
 
-from toycircuits import config, layout
-from toycircuits.lean import import_transformer_lens
+from toycircuits.core import config, paths
+from toycircuits.core.fast_import import import_transformer_lens
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -49,7 +49,7 @@ def list_runs() -> None:
     Fresh results belong to code and settings; DVC's cache is not needed to tell.
     """
     with config.exit_on_bad_input():
-        from toycircuits.overview import listing
+        from toycircuits.commands.show import listing
 
         go_to_project()
         _tell(listing(config.read_params(), Path.cwd()))
@@ -64,7 +64,7 @@ def show(name: Annotated[str, typer.Argument(help="a run or an experiment")]) ->
     Example: toycircuits show list_copy_10
     """
     with config.exit_on_bad_input():
-        from toycircuits.overview import description
+        from toycircuits.commands.show import description
 
         go_to_project()
         _tell(description(config.read_params(), name))
@@ -114,7 +114,7 @@ def new_experiment(
     Example: toycircuits new-experiment induction; make reproduce
     """
     with config.exit_on_bad_input():
-        from toycircuits.new_experiment import create
+        from toycircuits.commands.new_experiment import create
 
         go_to_project()
         for path in create(Path.cwd(), name):
@@ -129,7 +129,7 @@ def doctor() -> None:
     Exit code 1 if something fails.
     """
     with config.exit_on_bad_input():
-        from toycircuits.doctor import examine
+        from toycircuits.commands.doctor import examine
 
         go_to_project()
         failed = False
@@ -146,7 +146,7 @@ def check() -> None:
     """Validate every setting of params.yaml, at every scale, and the files of claims."""
     with config.exit_on_bad_input():
         import_transformer_lens()
-        from toycircuits.validation import validate, validate_claims
+        from toycircuits.commands.check import validate, validate_claims
 
         go_to_project()
         params = config.read_params()
@@ -202,7 +202,7 @@ def repro(
     the same command goes on from there. Exit code 1: a stage failed; 2: bad input.
     """
     with config.exit_on_bad_input():
-        from toycircuits.executor.command import Options, reproduce
+        from toycircuits.commands.repro import Options, reproduce
 
         go_to_project()
         options = Options(jobs, dry, force, keep_going, single_item, downstream, per_device)
@@ -246,7 +246,7 @@ def figures(
 def fresh() -> None:
     """Check, without DVC's cache, that lock, tables and figures belong to code and params."""
     with config.exit_on_bad_input():
-        from toycircuits.freshness import stale
+        from toycircuits.commands.fresh import stale
 
         go_to_project()
         problems = stale(Path.cwd())
@@ -266,7 +266,7 @@ def fsck(
     Exit code 1 if there are any.
     """
     with config.exit_on_bad_input():
-        from toycircuits.cache import cache_folder, damaged
+        from toycircuits.commands.fsck import cache_folder, damaged
 
         go_to_project()
         bad = list(damaged(cache_folder(Path.cwd())))
@@ -298,6 +298,6 @@ def _from(here: Path, path: Path) -> Path:
 
 def go_to_project() -> None:
     """Work in the project folder, with the commands of this Python's environment first on PATH."""
-    os.chdir(layout.find_root())
+    os.chdir(paths.find_root())
     own = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])

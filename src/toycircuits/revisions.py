@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toycircuits.config import InputError
+from toycircuits.core.config import InputError
 
 
 class Files:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toycircuits import training
-from toycircuits.config import InputError
-from toycircuits.experiments.linear_regression import ablations, figures, metrics, model, task
+from toycircuits.core import training
+from toycircuits.core.config import InputError
+from toycircuits.experiments.linear_regression import ablations, model, task
+from toycircuits.experiments.linear_regression.figures import draw as figures
+from toycircuits.experiments.linear_regression.metrics import measure as metrics
 
 DATA = {"d": 5, "n_examples": 40, "delta": 0.01, "n_validation": 96, "seed": 0}
 MODEL = {"n_heads": 2, "init": "random", "stack": None, "draw_first": 0}
@@ -434,7 +436,7 @@ def test_best_single_head() -> None:
 def test_provenance_has_the_published_start() -> None:
     made = make_model(settings(), 7, draw_first=128)
     train = task.TrainSettings.parse(TRAIN | {"weight_seeds": [1024, 5]}, "train")
-    table = metrics.provenance({}, settings(), train, made)
+    table = metrics.training_start({}, settings(), train, made)
     values = table.groupby("item")["value"].agg(list)
     assert [round(value, 4) for value in values["loss"]] == [4.7217, 5.2414]
     published = [-1.0028, 0.5808, -0.0651, 0.5011, 1.9787]
@@ -525,7 +527,7 @@ def test_losses_and_training_agree(tables: dict[str, pd.DataFrame], run: str) ->
 def test_every_figure_and_comparison(tables: dict[str, pd.DataFrame]) -> None:
     published = {"heads": [[0.2, 3.0], [-0.1, -3.0]], "mu_sums": [-3.0, 3.0], "w_mu": 0.9}
     render = figures.RenderSettings.parse({"published": {"lr_h2": published}}, "render")
-    compared = figures.compare(tables, render)
+    compared = figures.summarise(tables, render)
     heads = compared["heads_compared"].query("run == 'lr_h2'")
     assert heads["w"].is_monotonic_increasing
     assert heads["published_w"].tolist() == [-0.1, 0.2]

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from toycircuits import config
-from toycircuits.checkpoints import write_tensors
-from toycircuits.config import InputError
-from toycircuits.experiments.list_copy import ablations, figures, metrics, model, task
-from toycircuits.interventions import ablated
-from toycircuits.training import Objective, Optimizer
-from toycircuits.transformer import Transformer
+from toycircuits.core.checkpoints import write_tensors
+from toycircuits.core.config import InputError
+from toycircuits.core.interventions import ablated
+from toycircuits.core.optimizer import Optimizer
+from toycircuits.core.training import Objective
+from toycircuits.core.transformer import Transformer
+from toycircuits.experiments.list_copy import ablations, model, task
+from toycircuits.experiments.list_copy.figures import draw as figures
+from toycircuits.experiments.list_copy.metrics import measure as metrics
 
 DATA = {"layout": "next_token", "n_symbols": 4, "n_lists": 60, "n_sampled": 8, "seed": 0}
 MODEL = {"n_layers": 2, "n_heads": 1, "d_model": 8, "d_head": 8, "normalization": "LN"}
@@ -137,7 +140,7 @@ def test_last_partial_batch_is_kept(data: dict[str, Tensor], settings: task.Data
         stream = task.batches(data, settings, train, torch.Generator().manual_seed(0))
         assert [len(stream.next()["inputs"]) for _ in sizes] == sizes
         assert stream.per_epoch == len(sizes)
-        told = metrics.provenance(data, settings, train).groupby("item")["value"].agg(list)
+        told = metrics.training_start(data, settings, train).groupby("item")["value"].agg(list)
         assert told["batches_per_epoch"] == [len(sizes)]
         assert told["unseen_lists"][:2] == [60, 0 if not drop_last else 10]
         assert told["held_out_lists"] == [0]

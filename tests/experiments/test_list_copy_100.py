@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toycircuits.config import InputError, find_run, read_params
-from toycircuits.experiments.list_copy import ablations, figures, metrics, model, task
-from toycircuits.transformer import Transformer
+from toycircuits.core.config import InputError, find_run, read_params
+from toycircuits.core.transformer import Transformer
+from toycircuits.experiments.list_copy import ablations, model, task
+from toycircuits.experiments.list_copy.figures import draw as figures
+from toycircuits.experiments.list_copy.metrics import measure as metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = {"layout": "in_place", "n_symbols": 5, "train_fraction": 0.6, "seed": 0}
@@ -72,7 +74,7 @@ def test_provenance_tells_what_the_batches_leave_out(
     unseen = {}
     for reshuffle in (False, True):
         train = task.TrainSettings.parse(TRAIN | {"reshuffle": reshuffle}, "train")
-        told = metrics.provenance(data, settings, train).groupby("item")["value"].agg(list)
+        told = metrics.training_start(data, settings, train).groupby("item")["value"].agg(list)
         assert told["first_lists"] == [60, 44, 28, 90, 93, 99, 19, 17, 49, 19]
         assert (told["training_lists"], told["held_out_lists"]) == ([8000], [2000])
         assert told["batches_per_epoch"] == [62]
@@ -111,7 +113,7 @@ def test_params_say_what_was_published() -> None:
             assert made.d_model == made.d_head == (8 if main else 128)
             if not main:
                 shapes.add(made.model_dump_json())
-                assert not run.entry.publish
+                assert name not in params["released"]
     assert len(runs) == 10
     assert len(shapes) == 32
 
@@ -293,7 +295,7 @@ def render_settings(**changes: Any) -> figures.RenderSettings:
 def test_grid_table_puts_published_values_beside_their_cell(
     tables: dict[str, pd.DataFrame],
 ) -> None:
-    compared = figures.compare(tables, render_settings())
+    compared = figures.summarise(tables, render_settings())
     grid = compared["grid"]
     assert list(grid["run"]) == ["e_2l"] * 4 + ["e_3l"] * 4
     assert grid["published_accuracy"].tolist()[:4] == [0.1, 0.2, 0.3, 0.4]
@@ -316,7 +318,7 @@ def test_grid_table_puts_published_values_beside_their_cell(
 
 def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
     for settings in (render_settings(), render_settings(published_accuracy={}, published_steps={})):
-        drawn = figures.draw(tables | figures.compare(tables, settings), settings)
+        drawn = figures.draw(tables | figures.summarise(tables, settings), settings)
         for name, figure in drawn.items():
             assert isinstance(figure, go.Figure)
             assert figure.layout.title.text, name
@@ -336,7 +338,7 @@ def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
 def test_cells_in_words(tables: dict[str, pd.DataFrame]) -> None:
     settings = render_settings()
     assert settings.grid is not None
-    cells = figures.compare(tables, settings)["grid"].assign(lowest=0.4, highest=0.9, solved=0)
+    cells = figures.summarise(tables, settings)["grid"].assign(lowest=0.4, highest=0.9, solved=0)
     text = [figures.cell_text(cell, settings.grid) for _, cell in cells.iterrows()]
     assert text[0] == "0.400 to 0.900<br><i>0.1000</i>"
     assert text[7] == "0.400 to 0.900<br><i>≥ 0.999, step 3300</i>"

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from toycircuits.config import InputError
-from toycircuits.experiments.modular_arithmetic import ablations, figures, metrics, model, task
-from toycircuits.transformer import Transformer
+from toycircuits.core.config import InputError
+from toycircuits.core.transformer import Transformer
+from toycircuits.experiments.modular_arithmetic import ablations, model, task
+from toycircuits.experiments.modular_arithmetic.figures import draw as figures
+from toycircuits.experiments.modular_arithmetic.metrics import measure as metrics
 
 P = 31
 PLANTED = [2, 7, 11]

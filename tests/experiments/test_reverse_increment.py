@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toycircuits.config import InputError, Settings, find_run, read_params
-from toycircuits.experiments.reverse_increment import ablations, figures, metrics, model, task
-from toycircuits.transformer import Transformer
+from toycircuits.core.config import InputError, Settings, find_run, read_params
+from toycircuits.core.transformer import Transformer
+from toycircuits.experiments.reverse_increment import ablations, model, task
+from toycircuits.experiments.reverse_increment.figures import draw as figures
+from toycircuits.experiments.reverse_increment.metrics import measure as metrics
 
 Data = tuple[task.DataSettings, dict[str, Tensor]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +155,7 @@ def test_provenance_tells_how_held_out_strings_start(paper: Data) -> None:
     settings, data = paper
     for split, starts in (("sequential", [[3], [2, 3]]), ("random", [[0, 1, 2, 3]] * 2)):
         own = train_settings(split=split).select(data)
-        told = metrics.provenance(own, settings, None).groupby("item")["value"].agg(list)
+        told = metrics.training_start(own, settings, None).groupby("item")["value"].agg(list)
         sizes = [told[f"{name}strings"] for name in ("", "training_", "held_out_")]
         assert sizes == [[65_536], [60_000], [5536]]
         assert [told["held_out_x0"], told["held_out_x1"]] == starts
@@ -573,7 +575,7 @@ def as_read(table: pd.DataFrame) -> pd.DataFrame:
 def tables() -> dict[str, pd.DataFrame]:
     """Two runs of two seeds, untrained but for the random run's first model, which solves the task.
 
-    Beside them what `compare` makes of them.
+    Beside them what `summarise` makes of them.
     """
     parts: dict[str, list[pd.DataFrame]] = {}
     for split in ("random", "sequential"):
@@ -591,7 +593,7 @@ def tables() -> dict[str, pd.DataFrame]:
             for name, table in found.items():
                 parts.setdefault(name, []).append(as_read(table.assign(**labels)))
     read = {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}
-    return read | figures.compare(read, figures.RenderSettings.parse(RENDER, "render"))
+    return read | figures.summarise(read, figures.RenderSettings.parse(RENDER, "render"))
 
 
 @pytest.mark.parametrize("of", ["symbols", "whole strings"])
@@ -627,7 +629,7 @@ def test_comparisons_of_runs_and_seeds(tables: dict[str, pd.DataFrame]) -> None:
             [right.min(), right.mean(), right.max()]
         )
     one = {name: table[table["run"] == "ri_random"] for name, table in tables.items()}
-    compared = figures.compare(one, figures.RenderSettings.parse(RENDER, "render"))
+    compared = figures.summarise(one, figures.RenderSettings.parse(RENDER, "render"))
     assert compared["differences"].empty
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from toycircuits.config import find_run, read_params
-from toycircuits.training import Objective, train
+from toycircuits.core.config import find_run, read_params
+from toycircuits.core.training import Objective, train
 
 PARAMS = read_params(Path(__file__).resolve().parents[2] / "params.yaml") | {"scale": "quick"}
 STEPS = 8

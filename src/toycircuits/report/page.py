@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from toycircuits.config import InputError
+from toycircuits.core.config import InputError
 from toycircuits.report.section import MARKS, PROVENANCE, environment, script_json
 
 
@@ -55,7 +55,7 @@ def stages_of(experiment: str, params: Mapping[str, Any]) -> list[str]:
     runs = [name for name, run in params["runs"].items() if run["experiment"] == experiment]
     verbs = ("train", "measure", "ablate")
     middle = [f"{verb}@{run}" for verb in verbs for run in runs]
-    return [f"generate@{experiment}", *middle, f"render@{experiment}", f"check@{experiment}"]
+    return [f"generate@{experiment}", *middle, f"render@{experiment}", f"judge@{experiment}"]
 
 
 def seeds_of(stage: str, params: Mapping[str, Any]) -> str:

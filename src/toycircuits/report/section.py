@@ -11,8 +11,9 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from toycircuits.claims import OUTCOMES, Card
-from toycircuits.layout import ARTIFACTS
+from toycircuits.claims.card import Card
+from toycircuits.claims.verdict import OUTCOMES
+from toycircuits.core.paths import ARTIFACTS
 
 PROVENANCE = "<!-- provenance -->"  # where the page puts it: it is known only in the end
 N_ROWS = 60  # of a table on the page; the file has all
@@ -140,7 +141,7 @@ def settings_of(params: Mapping[str, Any], experiment: str) -> dict[str, str]:
     """The settings of `experiment` at the chosen scale, and what each of its runs changes."""
     runs = {k: v for k, v in params["runs"].items() if v["experiment"] == experiment}
     own = {
-        name: {k: v for k, v in run.items() if k not in ("experiment", "slice", "publish")}
+        name: {k: v for k, v in run.items() if k not in ("experiment", "slice", "final")}
         for name, run in runs.items()
     }
     texts = {"all runs": params[params["scale"]][experiment]} | {k: v for k, v in own.items() if v}

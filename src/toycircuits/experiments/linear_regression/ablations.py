@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from toycircuits.config import InputError, Settings
+from toycircuits.core.config import InputError, Settings
+from toycircuits.core.interventions import Ablation, ablated, mean_activations
 from toycircuits.experiments.linear_regression.model import InContextAttention
 from toycircuits.experiments.linear_regression.task import DataSettings
-from toycircuits.interventions import Ablation, ablated, mean_activations
 
 
 class AblateSettings(Settings):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from toycircuits.config import Settings
+from toycircuits.core.config import Settings
 from toycircuits.experiments.linear_regression.task import DataSettings, sample
 
 SMALL, SMALL_QK = 1e-6, 1e-4  # sizes of the identities of the initialisations small_id*
@@ -90,7 +90,7 @@ class FactoredAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, blind: Tensor | None, *weights: Tensor
+        ctx: Any, queries: Tensor, keys: Tensor, mask_bias: Tensor | None, *weights: Tensor
     ) -> Float[Tensor, "batch query d_out"]:
         """Args as those of `Attention.forward`; `weights` are W_Q, W_K, W_V and W_O."""
         W_Q, W_K, W_V, W_O = weights
@@ -102,8 +102,8 @@ class FactoredAttention(torch.autograd.Function):
         ov = torch.bmm(W_V, W_O).view(heads * d_model, -1)
         mapped = _by_head(rows @ qk, batch, heads)
         scores = torch.bmm(mapped, keys.transpose(1, 2))
-        if blind is not None:
-            scores += blind.repeat(heads, 1)
+        if mask_bias is not None:
+            scores += mask_bias.repeat(heads, 1)
         pattern = scores.softmax(-1)
         mixed = _by_row(torch.bmm(pattern, keys), heads)
         ctx.save_for_backward(rows, keys, *weights, qk, ov, mapped, pattern, mixed)
@@ -194,24 +194,24 @@ class Attention(nn.Module):
         self,
         queries: Float[Tensor, "batch query d_model"],
         keys: Float[Tensor, "batch key d_model"],
-        blind: Float[Tensor, "query key"] | None,
+        mask_bias: Float[Tensor, "query key"] | None,
         factored: bool,
     ) -> Float[Tensor, "batch query d_out"]:
         """What the queries get from the keys that they may attend to.
 
         Args:
-            blind: added to the scores; -inf where a query may not attend to a key.
+            mask_bias: added to the scores; -inf where a query may not attend to a key.
             factored: the fast form, in which no hook sees anything.
         """
         if factored:
             weights = [self.weight(name) for name in "QKVO"]
-            out: Tensor = FactoredAttention.apply(queries, keys, blind, *weights)
+            out: Tensor = FactoredAttention.apply(queries, keys, mask_bias, *weights)
             return out
         q = self.hook_q(self._project(queries, "Q"))
         k = self.hook_k(self._project(keys, "K"))
         v = self.hook_v(self._project(keys, "V"))
         scores = torch.einsum("bqhk,bshk->bhqs", q, k) / self.d_model**0.5
-        scores = self.hook_attn_scores(scores if blind is None else scores + blind)
+        scores = self.hook_attn_scores(scores if mask_bias is None else scores + mask_bias)
         pattern = self.hook_pattern(scores.softmax(-1))
         z = self.hook_z(torch.einsum("bhqs,bshk->bqhk", pattern, v))
         return self.hook_result(torch.einsum("bqhk,hko->bqho", z, self.weight("O"))).sum(2)
@@ -268,13 +268,13 @@ class InContextAttention(HookedRootModule):
         Args:
             factored: the fast form, for training, in which no hook sees anything.
         """
-        query, blind = z_q.unsqueeze(1), None
+        query, mask_bias = z_q.unsqueeze(1), None
         if lengths is not None:
             query = query.expand(-1, len(lengths), -1)
-            blind = _blind(lengths, z)
+            mask_bias = _mask_bias(lengths, z)
         for layer in self.layers[:-1]:
-            z, query = self._token_layer(layer, z, query, blind, factored)
-        out = self.layers[-1](query, z, blind, factored)
+            z, query = self._token_layer(layer, z, query, mask_bias, factored)
+        out = self.layers[-1](query, z, mask_bias, factored)
         if self.W_read is not None:
             out = self._add(query, out) @ self.W_read
         return out.squeeze(2)
@@ -284,15 +284,15 @@ class InContextAttention(HookedRootModule):
         layer: Attention,
         z: Float[Tensor, "batch example d_model"],
         query: Float[Tensor, "batch length d_model"],
-        blind: Float[Tensor, "length example"] | None,
+        mask_bias: Float[Tensor, "length example"] | None,
         factored: bool,
     ) -> tuple[Tensor, Tensor]:
         """Examples and z_q after a layer that is not the last."""
         n = z.shape[1]
         rows = torch.cat([z[:, 1:], query], 1)
-        causal = _blind(range(1, n), z)
-        blind = torch.cat([causal, z.new_zeros(1, n) if blind is None else blind])
-        out = F.pad(layer(rows, z, blind, factored), (0, 0, 1, 0))
+        causal = _mask_bias(range(1, n), z)
+        mask_bias = torch.cat([causal, z.new_zeros(1, n) if mask_bias is None else mask_bias])
+        out = F.pad(layer(rows, z, mask_bias, factored), (0, 0, 1, 0))
         return self._add(z, out[:, :n]), self._add(query, out[:, n:])
 
     def _add(self, before: Tensor, out: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ class InContextAttention(HookedRootModule):
         return before + out if self.settings.stack.residual else out
 
 
-def _blind(lengths: Sequence[int], z: Tensor) -> Float[Tensor, "length example"]:
+def _mask_bias(lengths: Sequence[int], z: Tensor) -> Float[Tensor, "length example"]:
     """0 for the first `lengths` examples each, -inf for the others."""
     unseen = torch.arange(z.shape[1]) >= torch.tensor(lengths).unsqueeze(1)
     return torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf).to(z)

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toycircuits import training
-from toycircuits.config import InputError, Settings
-from toycircuits.training import Batch, BatchStream
+from toycircuits.core import train_settings
+from toycircuits.core.batches import Batch, BatchStream
+from toycircuits.core.config import InputError, Settings
 
 MAX_NUMBERS = 2**31  # of sequences in memory at once: 8 GiB
 BLOCK = 16  # steps whose numbers are drawn at once; has no influence on any result
@@ -72,7 +72,7 @@ class DataSettings(Settings):
         return self.d * self.delta**2
 
 
-class TrainSettings(training.TrainSettings):
+class TrainSettings(train_settings.TrainSettings):
     """How to train; sequences are drawn in batches whose size is a multiple of 16.
 
     Torch draws normal numbers in groups of 16: then many steps' numbers drawn at once are the

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from toycircuits.config import InputError, Settings
+from toycircuits.core.config import InputError, Settings
+from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.list_copy.task import (
     POSITIONS,
     DataSettings,
@@ -21,8 +23,6 @@ from toycircuits.experiments.list_copy.task import (
     scored_positions,
     written,
 )
-from toycircuits.interventions import Ablation, ablated, mean_activations
-from toycircuits.transformer import Transformer
 
 # The name's layer is filled in by `plan`.
 KINDS = (

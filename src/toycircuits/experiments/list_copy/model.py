@@ -5,9 +5,9 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from toycircuits.config import Settings
+from toycircuits.core.config import Settings
+from toycircuits.core.transformer import Transformer, TransformerSettings
 from toycircuits.experiments.list_copy.task import DataSettings
-from toycircuits.transformer import Transformer, TransformerSettings
 
 # What each layout's queries may attend to. Rows: query, columns: key.
 MASKS = {

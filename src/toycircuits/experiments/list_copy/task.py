@@ -30,9 +30,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toycircuits import training
-from toycircuits.config import InputError, Settings
-from toycircuits.training import BatchStream, shuffled_batches
+from toycircuits.core import train_settings
+from toycircuits.core.batches import BatchStream, shuffled_batches
+from toycircuits.core.config import InputError, Settings
 
 POSITIONS = ("d1", "d2", "SEP", "o1", "o2")
 LIST_LENGTH = 2
@@ -99,7 +99,7 @@ class DataSettings(Settings):
         return ("loss", "loss_floor", "accuracy", "accuracy_sampled")
 
 
-class TrainSettings(training.TrainSettings):
+class TrainSettings(train_settings.TrainSettings):
     """How to train.
 
     Attributes:

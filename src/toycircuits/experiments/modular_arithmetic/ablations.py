@@ -7,15 +7,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from toycircuits.config import Settings
+from toycircuits.core.config import Settings
+from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.modular_arithmetic.task import (
     LAST,
     DataSettings,
     accuracy,
     cross_entropy,
 )
-from toycircuits.interventions import Ablation, ablated, mean_activations
-from toycircuits.transformer import Transformer
 
 
 class AblateSettings(Settings):

@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from toycircuits.config import Settings
+from toycircuits.core.config import Settings
+from toycircuits.core.transformer import Transformer, TransformerSettings
 from toycircuits.experiments.modular_arithmetic.task import DataSettings
-from toycircuits.transformer import Transformer, TransformerSettings
 
 # Causal. Rows: query, columns: key.
 #            a    b    =

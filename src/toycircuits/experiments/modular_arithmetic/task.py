@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toycircuits import training
-from toycircuits.config import Settings
-from toycircuits.training import BatchStream, full_batch
+from toycircuits.core import train_settings
+from toycircuits.core.batches import BatchStream, full_batch
+from toycircuits.core.config import Settings
 
 LAST = 2  # the position of "=", the only one whose logits are read
 
@@ -64,7 +64,7 @@ class DataSettings(Settings):
         return 1 if self.operation == "add" else -1
 
 
-class TrainSettings(training.TrainSettings):
+class TrainSettings(train_settings.TrainSettings):
     """How to train: on the full batch, always."""
 
     batch_size: None

@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from toycircuits.config import Settings
+from toycircuits.core.config import Settings
+from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.reverse_increment.task import (
     DataSettings,
     accuracies,
@@ -18,8 +20,6 @@ from toycircuits.experiments.reverse_increment.task import (
     outputs,
     part,
 )
-from toycircuits.interventions import Ablation, ablated, mean_activations
-from toycircuits.transformer import Transformer
 
 WEIGHTS = {"W_out": "mlp.W_out", "W_O": "attn.W_O"}
 OUTPUTS = ("mlp_out", "attn_out")

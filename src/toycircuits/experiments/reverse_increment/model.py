@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from toycircuits.config import Settings
+from toycircuits.core.config import Settings
+from toycircuits.core.transformer import Transformer, TransformerSettings
 from toycircuits.experiments.reverse_increment.task import DataSettings
-from toycircuits.transformer import Transformer, TransformerSettings
 
 
 class ModelSettings(Settings):

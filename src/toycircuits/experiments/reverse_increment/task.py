@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toycircuits import training
-from toycircuits.config import InputError, Settings
-from toycircuits.training import BatchStream, shuffled_batches
+from toycircuits.core import train_settings
+from toycircuits.core.batches import BatchStream, shuffled_batches
+from toycircuits.core.config import InputError, Settings
 
 MAX_STRINGS = 2**22
 SPLITS = ("sequential", "random")
@@ -77,7 +77,7 @@ class DataSettings(Settings):
         return ("holdout_loss", *(f"{w}_{name}" for w in ("train", "holdout") for name in scores))
 
 
-class TrainSettings(training.TrainSettings):
+class TrainSettings(train_settings.TrainSettings):
     """How to train.
 
     Attributes:

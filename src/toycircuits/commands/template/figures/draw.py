@@ -1,0 +1,42 @@
+"""One curve a model, and the accuracy of each run."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+
+from toycircuits.core.config import Settings
+from toycircuits.core.tables import MODEL, mean_and_range, model_number
+
+
+class RenderSettings(Settings):
+    """Nothing to set."""
+
+
+def summarise(
+    tables: Mapping[str, pd.DataFrame], settings: RenderSettings
+) -> dict[str, pd.DataFrame]:
+    """Accuracy after training, over the seeds of each run and variant."""
+    last = tables["training"].groupby(MODEL, dropna=False, sort=False).tail(1)
+    found = mean_and_range(last, ["run", "variant"], "accuracy")
+    return {"final_accuracy": found[["run", "variant", "mean", "min", "max"]]}
+
+
+def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
+    """Accuracy over training."""
+    training = tables["training"]
+    shown = training.assign(
+        seed=training["seed"].astype(str),  # as a number it would be a shade of one colour
+        model=model_number(training),  # one line each: a line over several would run back
+    )
+    figure = px.line(
+        shown,
+        x="step",
+        y="accuracy",
+        color="seed",
+        line_group="model",
+        title="Accuracy over training",
+        labels={"step": "training step", "accuracy": "share of tokens said again"},
+    )
+    return {"accuracy": figure}

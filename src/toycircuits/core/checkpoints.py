@@ -1,0 +1,167 @@
+"""Weights on disk: safetensors files that carry their settings, trajectories, final weights.
+
+Nothing is ever unpickled. A file appears under its name only when it is complete.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toycircuits.core.config import InputError
+
+METADATA_KEY = "toycircuits"  # one key only: safetensors does not keep the order of several
+MODELS = "members"  # in the metadata of final weights: model name -> metadata of that model
+Checkpoint: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]  # state dict and metadata
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write `tensors` and JSON-able `metadata` to `path`, under a temporary name until complete.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; what stood there stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, partial, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # on a full disk it would take what room there is
+        raise OSError(None, f"not written: {error}", str(path)) from error
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Tensors, on `device`, and metadata that `write_tensors` wrote.
+
+    Raises:
+        InputError: the file is absent, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+    if metadata is None:
+        raise InputError(f"{path}: no metadata of toycircuits in this safetensors file")
+    return tensors, metadata
+
+
+def read_data(path: Path, settings: Any, device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors that `generate` made for a task with these `settings`, on `device`.
+
+    Raises:
+        InputError: they were made for other settings, or are not what the task is made of.
+    """
+    tensors, metadata = read_tensors(path, device)
+    if metadata.get("data") != json.loads(settings.model_dump_json()):
+        raise InputError(f"{path}: made with other settings of `data`; `dvc repro` makes it anew")
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected: dict[str, tuple[int, ...]] = settings.shapes
+    for name in sorted({*found, *expected}):
+        if found.get(name) != expected.get(name):
+            shapes = f"found {found.get(name)}; expected is {expected.get(name)}"
+            raise InputError(f"{path}: {name}, its shape: {shapes}")
+    return tensors
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints of one trained model: a folder with one file a step."""
+
+    folder: Path
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        steps = sorted(int(path.stem) for path in self.folder.glob("[0-9]*.safetensors"))
+        if not steps:
+            raise InputError(f"{self.folder}: no checkpoint here")
+        return steps
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` stands."""
+        return self.folder / f"{step:08d}.safetensors"
+
+    def save(self, step: int, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Add the checkpoint of `step`."""
+        write_tensors(self.path(step), state, {**metadata, "step": step})
+
+    def load(self, step: int | None = None) -> Checkpoint:
+        """State dict and metadata at `step`, by default the last."""
+        return read_tensors(self.path(self.steps[-1] if step is None else step))
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for step in self.steps:
+            yield step, self.load(step)[0]
+
+
+def model_folders(folder: Path) -> list[Path]:
+    """The trajectories in `folder`, by variant and then by seed.
+
+    Seeds are numbers: the model of seed 999 comes before that of seed 1000.
+
+    Raises:
+        InputError: there is none.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("LN-seed10", "seed1000", "LN-seed9", "seed999"):
+    ...     (folder / name).mkdir()
+    >>> [path.name for path in model_folders(folder)]
+    ['LN-seed9', 'LN-seed10', 'seed999', 'seed1000']
+    """
+
+    def key(path: Path) -> list[str | int]:
+        # Texts and numbers take turns, so that like is compared with like.
+        parts = re.split(r"(\d+)", path.name)
+        return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+    folders = sorted((path for path in folder.glob("*") if path.is_dir()), key=key)
+    if not folders:
+        raise InputError(f"{folder}: no trajectory here")
+    return folders
+
+
+def write_final_weights(path: Path, folder: Path) -> None:
+    """Write the last checkpoint of each trajectory in `folder` to one file at `path`.
+
+    Raises:
+        InputError: there is no trajectory.
+        OSError: as `write_tensors`.
+    """
+    tensors: dict[str, Tensor] = {}
+    models: dict[str, dict[str, Any]] = {}
+    for trajectory in model_folders(folder):
+        state, models[trajectory.name] = Trajectory(trajectory).load()
+        tensors |= {f"{trajectory.name}/{key}": value for key, value in state.items()}
+    write_tensors(path, tensors, {"names": [*models], MODELS: models})
+
+
+def read_final_weights(path: Path) -> dict[str, Checkpoint]:
+    """The models in a file of `write_final_weights`, by name and in their order.
+
+    Raises:
+        InputError: the file is absent or damaged, or holds no model.
+    """
+    tensors, metadata = read_tensors(path)
+    models = metadata.get(MODELS)
+    if not models:
+        raise InputError(f"{path}: found no model in it; `toycircuits repro` writes it again")
+    names = metadata.get("names", [*models])
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for key, value in tensors.items():
+        name, _, parameter = key.partition("/")
+        states[name][parameter] = value
+    return {name: (states[name], models[name]) for name in names}

@@ -1,0 +1,307 @@
+"""From `params.yaml` to validated, frozen settings.
+
+The classes themselves stand beside their only users (`DataSettings` in a slice's `task.py`,
+`TrainSettings` in `training.py`, ...). Here is what they share: strictness, one clear line for
+whatever is wrong, and how a run's own values are laid over those of its experiment.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+STRUCTURE = ("scale", "experiments", "runs", "released")  # the other top-level keys are scales
+SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
+
+
+class InputError(Exception):
+    """Something a person gave us is wrong; the message is one line that names it."""
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """Turn an `InputError` into one line on standard error and exit code 2.
+
+    What a disk refuses is one line, too, and exit code 1.
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def at_key(prefix: str) -> Iterator[None]:
+    """Put `prefix` before the key that an `InputError` of the body names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}.{error}") from None
+
+
+class Settings(BaseModel):
+    """Frozen settings in which every key is known, required unless it has a default, and typed.
+
+    Types are strict because DVC cannot tell `2` from `2.0` or `1` from `true`: were we to take
+    both, an edit could change a result without any stage running again.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def check(self, data: Any, train: Any) -> None:
+        """Raise an `InputError` where these settings do not go with those of task and training.
+
+        Stages and `toycircuits check` call it for the sections train, measure and ablate. By
+        default all goes with all.
+        """
+
+    @classmethod
+    def parse(cls, values: Any, key: str) -> Self:
+        """Validate `values`, which stand at `key` of params.yaml (or of a file's metadata).
+
+        Raises:
+            InputError: one line with the full key path, what was found and what is allowed.
+        """
+        _exact_literals(cls, values, key)
+        try:
+            # Through JSON, because strict Python mode would refuse a YAML list for a tuple.
+            return cls.model_validate_json(json.dumps(values, default=str))
+        except ValidationError as error:
+            raise InputError(_one_line(error, key, cls)) from None
+
+
+def _exact_literals(cls: type[BaseModel], values: Any, key: str) -> None:
+    """Raise an `InputError` for 0 where false is meant: Pydantic takes it for `Literal[False]`."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        field = cls.model_fields.get(name)
+        options = get_args(field.annotation) if field else ()
+        if value in options and type(value) not in map(type, options):
+            allowed = ", ".join(map(json.dumps, options))
+            raise InputError(f"{key}.{name}: found {json.dumps(value)}; allowed: {allowed}")
+
+
+def _one_line(error: ValidationError, key: str, cls: type[BaseModel]) -> str:
+    first, *others = error.errors()
+    path = ".".join([key, *(str(part) for part in first["loc"])])
+    found = json.dumps(first["input"])
+    found = found if len(found) <= 80 else found[:77] + "..."
+    match first["type"]:
+        case "extra_forbidden":
+            top = len(first["loc"]) == 1
+            text = "unknown key"
+            text += f"; allowed beside it: {', '.join(cls.model_fields)}" if top else ""
+        case "missing":
+            text = "missing key"
+        case "value_error":
+            text = str(first["ctx"]["error"])
+        case _:
+            text = f"found {found}; {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{path}: {text}" + (f" (and {len(others)} more)" if others else "")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class RunValues(Settings):
+    """Values of one run, laid over the sections of its experiment."""
+
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+
+
+class RunEntry(RunValues):
+    """One entry under `runs:`: a trained variant of an experiment.
+
+    Attributes:
+        experiment: key of the experiment, in `experiments:` and in the tree of each scale.
+        slice: folder of the experiment's code under `toycircuits/experiments/`.
+        scales: scale -> values for that scale alone.
+        variants: name -> further values for `model`; all variants train in the run's one stage.
+        final: path of the final weights: the file that git carries, if the run is one of
+            `released:`, or the folder of the run's trajectories.
+    """
+
+    experiment: str
+    slice: str
+    final: str
+    scales: dict[str, RunValues] = {}
+    variants: dict[str, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run at the chosen scale, its sections not yet validated."""
+
+    name: str
+    scale: str
+    entry: RunEntry
+    tree: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Key path of the experiment's sections."""
+        return f"{self.scale}.{self.entry.experiment}"
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the variants; the empty name alone where the run has none."""
+        return tuple(self.entry.variants) or ("",)
+
+    @property
+    def final(self) -> Path:
+        """Where the final weights of the run are."""
+        return Path(self.entry.final)
+
+    def values(self, name: str, variant: str = "") -> tuple[dict[str, Any], str]:
+        """The section `name` with the run's and the variant's values laid over it.
+
+        Returns:
+            The values, not yet validated, and the keys of params.yaml that they come from.
+
+        Raises:
+            InputError: the experiment has no such section.
+        """
+        key = f"{self.key}.{name}"
+        merged = _mapping(_get(self.tree, name, key), key)
+        at_scale = self.entry.scales.get(self.scale, RunValues())
+        layers = {
+            f"runs.{self.name}.{name}": getattr(self.entry, name, {}),
+            f"runs.{self.name}.scales.{self.scale}.{name}": getattr(at_scale, name, {}),
+        }
+        if name == "model" and variant:
+            layers[f"runs.{self.name}.variants.{variant}"] = self.entry.variants[variant]
+        for origin, layer in layers.items():
+            merged = merged | layer
+            key = f"{key} with {origin}" if layer else key
+        return merged, key
+
+    def section(self, name: str, cls: type[SettingsT], variant: str = "") -> SettingsT:
+        """The validated section `name`, with the run's and the variant's values laid over it.
+
+        Raises:
+            InputError: one line with the full key path, what was found and what is allowed.
+        """
+        return cls.parse(*self.values(name, variant))
+
+
+def read_section(
+    params: Mapping[str, Any], experiment: str, name: str, cls: type[SettingsT]
+) -> SettingsT:
+    """The validated section `name` of an experiment, at the scale that `params` chooses."""
+    scale, tree = experiment_tree(params, experiment)
+    key = f"{scale}.{experiment}.{name}"
+    return cls.parse(_get(tree, name, key), key)
+
+
+def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
+    """Read params with DVC's own parser (YAML 1.2: `1e-3` is a number, `on` a string).
+
+    Raises:
+        InputError: the file cannot be read, is not valid, or has aliases: `dvc exp run -S` would
+            change all users of an alias, or none.
+    """
+    values = _mapping(read_yaml(path), str(path))
+    _refuse_aliases(Path(path))
+    return values
+
+
+def read_yaml(path: Path | str) -> Any:
+    """What the YAML file at `path` holds, all keys being printable text.
+
+    Raises:
+        InputError: the file cannot be read or is not valid.
+    """
+    try:
+        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    check_keys(values, str(path))
+    return values
+
+
+def _refuse_aliases(path: Path) -> None:
+    """Raise an `InputError` for the first anchor, alias or merge key in a valid YAML file."""
+    text = path.read_text(encoding="utf-8")
+    if not re.search(r"[&*]\w|<<", text):  # parsing events takes ten times as long as loading
+        return
+    for event in YAML(typ="safe", pure=True).parse(text):
+        anchor = getattr(event, "anchor", None)
+        if anchor or getattr(event, "value", None) == "<<":
+            found = f"&{anchor} or *{anchor}" if anchor else "<<"
+            line = event.start_mark.line + 1
+            raise InputError(
+                f"{path}: line {line}: found {found}; write the values out: "
+                "DVC changes all users of an anchor at once, or none"
+            )
+
+
+def check_keys(values: Any, key: str) -> None:
+    """Raise an `InputError` for a key that is no printable text: YAML has dates, even lists."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if not isinstance(name, str) or not name.isprintable():
+                raise InputError(f"{key}: found the key {name!r}; keys are printable text")
+            check_keys(value, f"{key}: {name}")
+    elif isinstance(values, list):
+        for value in values:
+            check_keys(value, key)
+
+
+def find_run(params: Mapping[str, Any], name: str) -> Run:
+    """The run called `name`, at the scale that `params` chooses."""
+    runs = _mapping(_get(params, "runs", "runs"), "runs")
+    if name not in runs:
+        raise InputError(f"runs.{name}: no such run; there are: {', '.join(map(str, runs))}")
+    entry = RunEntry.parse(runs[name], f"runs.{name}")
+    if unknown := set(entry.scales) - set(scales(params)):
+        allowed = ", ".join(scales(params))
+        raise InputError(f"runs.{name}.scales.{min(unknown)}: no such scale; there are: {allowed}")
+    scale, tree = experiment_tree(params, entry.experiment)
+    return Run(name, scale, entry, tree)
+
+
+def scales(params: Mapping[str, Any]) -> list[str]:
+    """Names of the scales: all top-level keys but the structural ones."""
+    return [str(name) for name in params if name not in STRUCTURE]
+
+
+def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, dict[str, Any]]:
+    """The name of the chosen scale, and the sections that `experiment` has there."""
+    scale = _get(params, "scale", "scale")
+    if scale not in scales(params):
+        raise InputError(f"scale: found {scale!r}; allowed: {', '.join(scales(params))}")
+    _mapping(params[scale], scale)
+    key = f"{scale}.{experiment}"
+    tree = _mapping(_get(params[scale], experiment, key), key)
+    if unknown := set(tree) - set(SECTIONS):
+        raise InputError(
+            f"{key}.{min(map(str, unknown))}: unknown key; allowed: {', '.join(SECTIONS)}"
+        )
+    return scale, tree
+
+
+def _get(values: Mapping[str, Any], name: str, key: str) -> Any:
+    if name not in values:
+        raise InputError(f"{key}: missing key")
+    return values[name]
+
+
+def _mapping(values: Any, key: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise InputError(f"{key}: found {values!r}; allowed is a mapping of keys to values")
+    return values

@@ -1,0 +1,52 @@
+"""The comparisons and figures of one experiment, from its tables."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from toycircuits.core import config, paths
+from toycircuits.core.slices import load_figures
+from toycircuits.core.tables import read_tables
+
+
+def draw(
+    params: Mapping[str, Any], experiment: str, slice_name: str
+) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure]]:
+    """Summaries over the runs of `experiment`, and its figures, both by name.
+
+    Args:
+        params: all of params.yaml.
+        slice_name: the slice whose code draws.
+
+    Raises:
+        InputError: the settings are not valid, or a table or a column is not there.
+    """
+    figures = load_figures(slice_name)
+    settings = config.read_section(params, experiment, "render", figures.RenderSettings)
+
+    folder = paths.tables(experiment)
+    tables = read_tables(folder)
+    with _missing_named(folder):
+        summaries = figures.summarise(tables, settings)
+        return summaries, figures.draw(tables | summaries, settings)
+
+
+@contextmanager
+def _missing_named(folder: Path) -> Iterator[None]:
+    """Say in one line which table or column a figure did not find in `folder`.
+
+    Raises:
+        InputError: pandas knows no such column, plotly no such column, or there is no such table.
+    """
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError) and "is not the name of a column" not in reason:
+            raise
+        text = f"a table or column is missing: {reason}; `dvc repro --force` makes them anew"
+        raise config.InputError(f"{folder}: {text}") from error

@@ -1,0 +1,16 @@
+"""Copy the final weights of one run into the small file that git carries."""
+
+import typer
+
+from toycircuits.core import config, paths
+from toycircuits.core.checkpoints import write_final_weights
+
+
+def main(run_name: str) -> None:
+    """Write the last checkpoint of each model of RUN_NAME."""
+    with config.exit_on_bad_input():
+        write_final_weights(paths.weights_file(run_name), paths.trajectories(run_name))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,325 @@
+"""Another scale is reproduced in a folder of its own, and what git carries stays as it is."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from project import ROOT, Project
+from ruamel.yaml import YAML
+
+from toycircuits.commands.fsck import cache_folder
+from toycircuits.commands.scale_copy import COPIED, scale_copy
+from toycircuits.core.config import InputError
+
+pytestmark = pytest.mark.slow
+RUN = "list_copy_10"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Of the scale `paper`, where nothing has run; `quick` has run beside it."""
+    project = Project(tmp_path_factory.mktemp("scales") / "project", [RUN], scm=True)
+    params = project.read_params()
+    project.write_params(params | {"scale": "paper", "paper": params["quick"]})
+    assert len(reproduced(project)) > 4
+    return project
+
+
+def reproduced(project: Project) -> set[str]:
+    """Stages whose commands ran for `--scale quick`."""
+    code, out, err = project.run("toycircuits", "repro", "--scale", "quick")
+    assert code == 0, out + err
+    return {line.split()[1] for line in err.splitlines() if line.split()[:1] == ["done"]}
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+
+
+def test_this_tree_stays_as_it_is(project: Project) -> None:
+    assert not {"artifacts", "dvc.lock", "logs"} & {path.name for path in project.folder.iterdir()}
+    assert [path.name for path in (project.folder / "reports").iterdir()] == ["stages.json"]
+    quick = project.folder / "quick"
+    assert (quick / f"reports/{RUN}/claims.csv").exists()
+    assert "scale: quick\n" in (quick / "params.yaml").read_text()
+    cache = [path for path in (project.folder / ".dvc/cache/files").rglob("*") if path.is_file()]
+    assert cache, "the cache is shared"
+    assert not (quick / ".dvc/cache").exists()
+    status = project.run("git", "status", "--porcelain", "--untracked-files=all")[1]
+    assert "quick/" not in status
+
+
+def test_again_nothing_runs(project: Project) -> None:
+    assert reproduced(project) == set()
+
+
+def test_edits_additions_and_deletions_follow(project: Project) -> None:
+    quick = project.folder / "quick"
+    (project.folder / "notes.txt").write_text("new")
+    figures = "src/toycircuits/experiments/list_copy/figures.py"
+    with (project.folder / figures).open("a") as file:
+        file.write("# an edit\n")
+    assert reproduced(project) == {f"render@{RUN}", "report"}  # which tells when it was drawn
+    assert (quick / figures).read_text().endswith("# an edit\n")
+    assert (quick / "notes.txt").read_text() == "new"
+    (project.folder / "notes.txt").unlink()
+    params = project.read_params()
+    params["quick"][RUN]["ablate"]["mean_lists"] = 99
+    project.write_params(params)
+    assert {f"ablate@{RUN}", f"render@{RUN}"} <= reproduced(project)
+    assert not (quick / "notes.txt").exists()
+
+
+def test_what_a_person_puts_there_stays(project: Project) -> None:
+    page = project.folder / "quick/compare.html"
+    page.write_text("curves")
+    params = project.folder / "quick/params.yaml"
+    text = params.read_text()
+    command = ("toycircuits", "repro", "--scale", "quick", "--dry")
+    assert project.run(*command)[0] == 0
+    params.write_text(text + "# an edit\n")
+    code, out, err = project.run(*command)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"error: {params}: is not what was copied there")
+    assert params.read_text() == text + "# an edit\n"
+    params.unlink()
+    assert project.run(*command)[0] == 0
+    assert params.read_text() == text
+    assert page.read_text() == "curves"
+
+
+def test_its_results_are_fresh_though_git_does_not_know_them(project: Project) -> None:
+    reproduced(project)
+    quick = project.folder / "quick"
+
+    def fresh() -> tuple[int, str]:
+        code, _, err = project.run("sh", "-c", "cd quick && toycircuits fresh")
+        return code, err
+
+    assert fresh() == (0, "")
+    table = quick / f"reports/{RUN}/claims.csv"
+    table.unlink()
+    assert fresh() == (1, f"not there: reports/{RUN}/claims.csv\n")
+    reproduced(project)
+
+
+def test_the_scale_of_this_tree_is_reproduced_here(project: Project) -> None:
+    code, out, _ = project.run("toycircuits", "repro", "--scale", "paper", "--dry")
+    assert code == 0
+    assert "Running stage" in out
+    assert not (project.folder / "paper").exists()
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ("quik", "error: --scale: found 'quik'; allowed: quick, paper, other"),
+        ("other", "is in the way of the results of --scale other; move it"),
+    ],
+)
+def test_bad_input_is_one_line(project: Project, scale: str, message: str) -> None:
+    params = project.read_params()
+    project.write_params(params | {"other": params["quick"]})
+    (project.folder / "other").mkdir(exist_ok=True)
+    code, _, err = project.run("toycircuits", "repro", "--scale", scale)
+    project.write_params(params)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+# --- files alone: a small project in which nothing runs ---
+
+TEXTS = {
+    "params.yaml": "scale: paper\nexperiments: {}\nruns: {}\nquick: {}\nmedium: {}\npaper: {}\n",
+    "code/one.py": "one",
+    "code/old/two.py": "two",
+    ".gitignore": "/quick/\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    for name, text in TEXTS.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    subprocess.run(["dvc", "init", "--quiet"], cwd=root, check=True)
+    return root
+
+
+def contents(tree: Path) -> dict[str, str]:
+    """Text of every file of `tree`."""
+    files = [path for path in sorted(tree.rglob("*")) if path.is_file()]
+    return {path.relative_to(tree).as_posix(): path.read_text() for path in files}
+
+
+def test_only_copied_files_leave_with_their_originals(root: Path) -> None:
+    tree = scale_copy(root, "quick")
+    own = {"compare.html": "1", "figures/a.pdf": "2", ".venv/bin/x": "3", "code/notes.md": "4"}
+    for name, text in own.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    shutil.rmtree(root / "code")
+    for _ in range(2):
+        scale_copy(root, "quick")
+        kept = contents(tree)
+        assert own.items() <= kept.items()
+        assert not {"code/one.py", "code/old/two.py"} & kept.keys()
+    assert not (tree / "code/old").exists()
+
+
+def edit_copy(root: Path) -> str:
+    (root / "quick/code/one.py").write_text("edited")
+    return "code/one.py"
+
+
+def edit_both(root: Path) -> str:
+    (root / "code/one.py").write_text("edited here")
+    return edit_copy(root)
+
+
+def edit_what_left(root: Path) -> str:
+    (root / "code/one.py").unlink()
+    return edit_copy(root)
+
+
+def edit_params(root: Path) -> str:
+    (root / "quick/params.yaml").write_text("scale: quick\n")
+    return "params.yaml"
+
+
+def same_name(root: Path) -> str:
+    (root / "quick/notes.md").write_text("mine")
+    (root / "notes.md").write_text("of the project")
+    return "notes.md"
+
+
+def folder_in_the_way(root: Path) -> str:
+    (root / "quick/notes.md").mkdir()
+    (root / "notes.md").write_text("of the project")
+    return "notes.md"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [edit_copy, edit_both, edit_what_left, edit_params, same_name, folder_in_the_way],
+)
+def test_what_would_be_lost_is_named_and_nothing_is_touched(
+    root: Path, change: Callable[[Path], str]
+) -> None:
+    tree = scale_copy(root, "quick")
+    (root / "code/new.py").write_text("new")
+    (root / "code/old/two.py").unlink()
+    name = change(root)
+    before = contents(tree)
+    with pytest.raises(InputError) as error:
+        scale_copy(root, "quick")
+    assert str(error.value).startswith(f"{tree / name}: is not what was copied there")
+    assert "\n" not in str(error.value)
+    assert contents(tree) == before
+    (tree / name).rename(tree / "moved")
+    scale_copy(root, "quick")
+    assert (tree / "code/new.py").read_text() == "new"
+    assert not (tree / "code/old/two.py").exists()
+
+
+def test_the_same_edit_on_both_sides_is_none(root: Path) -> None:
+    tree = scale_copy(root, "quick")
+    for place in (root, tree):
+        (place / "code/one.py").write_text("edited")
+    scale_copy(root, "quick")
+    (root / "code/one.py").write_text("edited again")
+    scale_copy(root, "quick")
+    assert (tree / "code/one.py").read_text() == "edited again"
+
+
+def test_unchanged_files_are_not_written(root: Path) -> None:
+    tree = scale_copy(root, "quick")
+    os.utime(root / "code/one.py")  # as a checkout of another branch and back
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    scale_copy(root, "quick")
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+
+
+def test_a_full_disk_leaves_whole_files_and_the_next_time_mends_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.write_text("hal")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        with pytest.raises(OSError, match="No space"):
+            scale_copy(root, "quick")
+    tree = scale_copy(root, "quick")
+    (root / "code/one.py").write_text("longer")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", full)
+        with pytest.raises(OSError, match="No space"):
+            scale_copy(root, "quick")
+    assert (tree / "code/one.py").read_text() == "one"
+    scale_copy(root, "quick")
+    assert (tree / "code/one.py").read_text() == "longer"
+    assert "hal" not in contents(tree).values()
+
+
+def test_settings_of_dvc_that_a_person_gave_there_stay(root: Path) -> None:
+    tree = scale_copy(root, "quick")
+    remote = ["dvc", "remote", "add", "--local", "--default", "store", "/mnt/store"]
+    subprocess.run([*remote], cwd=tree, check=True, capture_output=True)
+    before = (tree / ".dvc/config.local").read_text()
+    scale_copy(root, "quick")
+    assert (tree / ".dvc/config.local").read_text() == before
+    moved = root.rename(root.with_name("moved"))
+    scale_copy(moved, "quick")
+    assert cache_folder(moved / "quick") == moved / ".dvc/cache"
+    assert "/mnt/store" in (moved / "quick/.dvc/config.local").read_text()
+
+
+def test_a_third_scale_is_not_copied(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Git was told to ignore the folder of one scale, and lists files of another."""
+    note = "note: git does not ignore /medium/; add it to .gitignore, .dvcignore\n"
+    for scale, told in (("medium", note), ("quick", ""), ("medium", note), ("quick", "")):
+        tree = scale_copy(root, scale)
+        assert capsys.readouterr().err == told
+        names = {name.partition("/")[0] for name in contents(tree)}
+        assert names == {"params.yaml", "code", ".gitignore", ".dvc", ".dvcignore", "reports"}
+        assert YAML(typ="safe").load((tree / "params.yaml").read_text())["scale"] == scale
+
+
+def test_a_copy_is_not_copied(root: Path) -> None:
+    tree = scale_copy(root, "quick")
+    with pytest.raises(InputError, match="is a copy; give it in the project's own folder"):
+        scale_copy(tree, "medium")
+    assert scale_copy(tree, "quick") == tree
+    assert not (tree / "medium").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_a_damaged_list_of_copies_is_named(root: Path, text: str) -> None:
+    tree = scale_copy(root, "quick")
+    (tree / COPIED).write_text(text)
+    with pytest.raises(InputError, match=r"copied\.json: not the list of what was copied"):
+        scale_copy(root, "quick")
+    (tree / COPIED).unlink()
+    scale_copy(root, "quick")
+    assert "code/one.py" in json.loads((tree / COPIED).read_text())
+
+
+def test_make_and_ci_mean_this_folder() -> None:
+    workflow = YAML(typ="safe").load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = workflow["jobs"]["reproduce"]["steps"]
+    assert {"run": "make reproduce"} in steps
+    assert steps[-1]["with"]["path"] == "quick/reports"
+    assert "\ttoycircuits repro --scale quick\n" in (ROOT / "Makefile").read_text()
