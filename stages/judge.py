@@ -11,11 +11,9 @@ from toycircuits.core import config, paths
 def main(experiment: str) -> None:
     """Write what became of the claims of EXPERIMENT, and its few most telling numbers."""
     with config.exit_on_bad_input():
-        import pandas as pd
-
         from toycircuits.claims.card import read_card
         from toycircuits.claims.lookup import mean_over_models, tables_of
-        from toycircuits.claims.verdict import OUTCOMES, judge
+        from toycircuits.claims.verdict import count_outcomes, judge, write_verdicts
 
         scale = str(config.read_params()["scale"])
         path = Path("claims") / f"{experiment}.yaml"
@@ -30,10 +28,9 @@ def main(experiment: str) -> None:
             with config.at_key(f"{path}: key_metrics.{name}"):
                 mean = mean_over_models(measured, tables)
             key_metrics[name] = None if mean is None else float(f"{mean:.6g}")
-        judged = pd.DataFrame(rows)
-        counts = judged["outcome"].value_counts()
-        by_outcome = {name.replace(" ", "_"): int(counts.get(name, 0)) for name in OUTCOMES}
-        judged.to_csv(folder / "claims.csv", index=False, float_format=paths.FLOAT_FORMAT)
+        write_verdicts(folder / "claims.csv", rows)
+        counts = count_outcomes(row["outcome"] for row in rows)
+        by_outcome = {name.replace(" ", "_"): number for name, number in counts.items()}
         text = json.dumps({"claims": by_outcome, **key_metrics}, indent=1)
         (folder / "metrics.json").write_text(text + "\n")
 

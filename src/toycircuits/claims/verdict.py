@@ -1,8 +1,14 @@
-"""Judge claims: what is expected against what the tables hold."""
+"""Judge claims: compare what each claim expects with what the tables hold.
+
+The verdicts on all claims of an experiment are one table, the file claims.csv. Only this module
+writes and reads that file.
+"""
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,9 +16,36 @@ import pandas as pd
 from toycircuits.claims.card import Claim, shown
 from toycircuits.claims.lookup import NoRowError, as_numbers, values
 from toycircuits.core.config import InputError, at_key
+from toycircuits.core.paths import FLOAT_FORMAT
 from toycircuits.core.tables import mean_interval, wilson
 
 OUTCOMES = ("reproduced", "not reproduced", "not comparable")
+
+
+def write_verdicts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the verdicts `rows`, as `judge` returns them, to the file `path`."""
+    pd.DataFrame(rows).to_csv(path, index=False, float_format=FLOAT_FORMAT)
+
+
+def read_verdicts(path: Path) -> pd.DataFrame:
+    """The verdicts in the file `path`, one row a claim.
+
+    Every cell is the text that the file holds, so that 49 does not become 49.0. A cell without a
+    value is the empty text.
+
+    Raises:
+        InputError: the file is not a table.
+    """
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own, and that of bytes that are not UTF-8
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def count_outcomes(outcomes: Iterable[str]) -> dict[str, int]:
+    """How many of `outcomes` there are of each kind, in the order of `OUTCOMES`."""
+    counts = Counter(outcomes)
+    return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
 def judge(claim: Claim, tables: Mapping[str, pd.DataFrame], scale: str) -> dict[str, Any]:
