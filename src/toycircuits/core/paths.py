@@ -1,4 +1,7 @@
-"""Where things stand in the project folder; dvc.yaml says the same, and a test compares the two."""
+"""Where things stand in the project folder, relative to it.
+
+dvc.yaml names the same places, and a test compares the two. All other code takes paths from here.
+"""
 
 from pathlib import Path
 
@@ -6,27 +9,32 @@ from toycircuits.core.config import InputError
 
 ARTIFACTS = Path("artifacts")  # large, cached by DVC
 REPORTS = Path("reports")  # small, in git
-RESUME = Path(".resume")  # unfinished trainings; belongs to no stage's outs
+RESUME = Path(".resume")  # unfinished trainings; no stage names it as an output
+LOGS = Path("logs")  # what each command of a reproduction printed
+CLAIMS = Path("claims")  # one file of claims for each experiment
+PAGE = REPORTS / "index.html"
+RECORDS = REPORTS / "stages.json"  # how long each stage ran, on which machine
 FLOAT_FORMAT = "%.9g"  # of every table: enough for float32, and the same bytes every time
 
 
 def find_root(root: Path | str | None = None) -> Path:
-    """`root`, or if it is None the first project folder above the working folder or this code.
+    """The project folder: `root`, or by default the one around the working folder or this code.
 
     Raises:
-        InputError: `root` is no project folder, or none is found.
+        InputError: `root` is not a project folder, or there is no project folder around.
     """
     here, code = Path.cwd(), Path(__file__).resolve()
     candidates = (here, *here.parents, *code.parents) if root is None else (Path(root),)
     for folder in candidates:
         if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "stages/train.py")):
             return folder
-    place = f"{here} or above" if root is None else root
-    raise InputError(f"{place}: no toycircuits project (params.yaml, dvc.yaml, stages/) there")
+    place = f"{here} and the folders above it" if root is None else root
+    needed = "params.yaml, dvc.yaml and stages/train.py"
+    raise InputError(f"{place}: found no toycircuits project; it has {needed}")
 
 
 def data_file(experiment: str) -> Path:
-    """The tensors that `generate` makes."""
+    """The tensors that the stage `generate` makes."""
     return ARTIFACTS / "data" / f"{experiment}.safetensors"
 
 
@@ -46,17 +54,37 @@ def figure_png(experiment: str) -> Path:
 
 
 def tables(experiment: str) -> Path:
-    """Folder of all the tables of an experiment, one subfolder a run."""
+    """Folder of all tables of an experiment, with one subfolder for each run."""
     return REPORTS / experiment / "tables"
 
 
+def training_table(experiment: str, run: str) -> Path:
+    """The training log of a run: losses and metrics by step."""
+    return tables(experiment) / run / "training.csv"
+
+
 def summary(experiment: str) -> Path:
-    """Folder of the tables that compare runs, variants and seeds."""
+    """Folder of the tables that summarise runs, variants and seeds."""
     return REPORTS / experiment / "summary"
 
 
+def claims_file(experiment: str) -> Path:
+    """The claims about an experiment, as a person wrote them."""
+    return CLAIMS / f"{experiment}.yaml"
+
+
+def claims_table(experiment: str) -> Path:
+    """The verdicts on the claims about an experiment."""
+    return REPORTS / experiment / "claims.csv"
+
+
+def metrics_file(experiment: str) -> Path:
+    """The key metrics of an experiment, for `dvc metrics show`."""
+    return REPORTS / experiment / "metrics.json"
+
+
 def weights_file(run: str) -> Path:
-    """The released final weights of a run: those that git carries."""
+    """The released final weights of a run, which git carries."""
     return REPORTS / "weights" / f"{run}.safetensors"
 
 
