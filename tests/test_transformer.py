@@ -14,12 +14,11 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from toycircuits.core.config import InputError
+from toycircuits.core.rows import LayerRows, rows_needed
 from toycircuits.core.transformer import (
-    LayerRows,
     Transformer,
     TransformerSettings,
     dot_products,
-    rows_needed,
     weighted_sums,
 )
 

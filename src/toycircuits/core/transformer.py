@@ -9,10 +9,8 @@ wanted, and one walk back over the layers (`rows_needed`) finds the rows each la
 Without `read` every row is computed and every hook sees its usual shape.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +21,23 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from toycircuits.core.config import Settings
+from toycircuits.core.rows import (
+    LayerPlan,
+    Rows,
+    TokenTable,
+    all_rows,
+    apply,
+    gather,
+    index_of,
+    rows_needed,
+    take,
+)
 
 # Rows narrower than this, and products of fewer numbers, are multiplied faster as sums of products;
 # those of more are not, and would fill the memory.
 NARROW, FEW, MANY = 16, 256, 8192
+SHARED_FROM = 4  # rows of the batch for each entry of a table, from which a table saves time
+PlanKey: TypeAlias = tuple[tuple[int, ...] | None, int, torch.device]  # read, positions, device
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
 LAYER_NORM_EPS = 1e-5
 
@@ -88,83 +99,38 @@ class TransformerSettings(Settings):
         return self
 
 
-@dataclass(frozen=True)
-class LayerRows:
-    """Positions that one layer touches.
-
-    Attributes:
-        inputs: positions whose residual stream enters the layer.
-        queries: positions whose residual stream leaves it.
-        keys: positions that the queries may attend to.
-        at_queries, at_keys: index of the queries, and of the keys, among the inputs.
-    """
-
-    inputs: tuple[int, ...]
-    queries: tuple[int, ...]
-    keys: tuple[int, ...]
-    at_queries: slice | list[int] = field(init=False, compare=False, repr=False)
-    at_keys: slice | list[int] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "at_queries", _index(self.inputs, self.queries))
-        object.__setattr__(self, "at_keys", _index(self.inputs, self.keys))
-
-    def blind(self, allowed: list[list[bool]]) -> Float[Tensor, "query key"] | None:
-        """What to add to the scores: -inf where a query may not attend; None if nowhere."""
-        rows = [[0.0 if allowed[q][k] else -math.inf for k in self.keys] for q in self.queries]
-        return torch.tensor(rows) if any(map(any, rows)) else None
-
-
-def _index(have: tuple[int, ...], want: tuple[int, ...]) -> slice | list[int]:
-    index = [have.index(position) for position in want]
-    adjacent = index == list(range(index[0], index[-1] + 1))
-    return slice(index[0], index[-1] + 1) if adjacent else index
-
-
-def _take(x: Float[Tensor, "batch pos d"], index: slice | list[int]) -> Tensor:
-    everything = isinstance(index, slice) and index == slice(0, x.shape[1])
-    return x if everything else x[:, index]
-
-
-def rows_needed(
-    allowed: list[list[bool]], read: Sequence[int], n_layers: int
-) -> tuple[LayerRows, ...]:
-    """Walk back from the positions read to the rows that each layer has to compute.
-
-    >>> allowed = [[True, False, False], [True, True, False], [True, True, True]]
-    >>> rows_needed(allowed, [2], n_layers=1)
-    (LayerRows(inputs=(0, 1, 2), queries=(2,), keys=(0, 1, 2)),)
-    """
-    layers: list[LayerRows] = []
-    queries = tuple(sorted(set(read)))
-    if not queries or queries[0] < 0 or queries[-1] >= len(allowed):
-        raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {len(allowed) - 1}")
-    for _ in range(n_layers):
-        _check_sight(allowed, queries)
-        keys = tuple(key for key in range(len(allowed)) if any(allowed[q][key] for q in queries))
-        inputs = tuple(sorted({*queries, *keys}))
-        layers.append(LayerRows(inputs, queries, keys))
-        queries = inputs
-    return tuple(reversed(layers))
-
-
-def _check_sight(allowed: list[list[bool]], queries: Sequence[int]) -> None:
-    """Raise a `ValueError` if one of the queries may attend to no key."""
-    for query in queries:
-        if not any(allowed[query]):
-            raise ValueError(
-                f"found {len(allowed)} positions; position {query} may attend to none of them"
-            )
-
-
-def watched(*hooks: HookPoint) -> bool:
-    """Whether anybody looks at, or changes, what flows through one of `hooks`."""
+def has_hooks(*hooks: HookPoint) -> bool:
+    """Whether one of `hooks` has a hook function, which looks at an activation or changes it."""
     return any(hook._forward_hooks or hook._backward_hooks for hook in hooks)
 
 
-def _through(hook: HookPoint, x: Tensor) -> Tensor:
-    """`hook(x)`, if watched: calling a module costs more than a tiny tensor's arithmetic."""
-    return hook(x) if watched(hook) else x
+def call_if_hooked(hook: HookPoint, x: Tensor) -> Tensor:
+    """`hook(x)` if it has a hook function: a call costs more than a tiny tensor's arithmetic."""
+    return hook(x) if has_hooks(hook) else x
+
+
+def attention_scores(
+    q: Rows, k: Rows, mask_bias: Float[Tensor, "query key"] | None
+) -> Float[Tensor, "batch head query key"]:
+    """Products of all queries with all keys, -inf where a query may not attend to a key.
+
+    Args:
+        q, k: rows [head, d] of the queries and keys.
+    """
+    if isinstance(q, TokenTable) and isinstance(k, TokenTable):
+        scores = _table_scores(q, k)
+    else:
+        scores = dot_products(gather(q).transpose(1, 2), gather(k).transpose(1, 2))
+    return scores if mask_bias is None else scores + mask_bias
+
+
+def _table_scores(q: TokenTable, k: TokenTable) -> Float[Tensor, "batch head query key"]:
+    """Products of queries and keys, each pair of different rows once if there are few pairs."""
+    if len(q.values) * len(k.values) > SHARED_FROM * len(q.tokens):
+        return dot_products(q.gather().transpose(1, 2), k.gather().transpose(1, 2))
+    products = q.values.flatten(0, 1).transpose(0, 1) @ k.values.flatten(0, 1).permute(1, 2, 0)
+    pairs = q.entries().unsqueeze(2) * products.shape[-1] + k.entries().unsqueeze(1)
+    return F.embedding(pairs, products.flatten(1).T).permute(0, 3, 1, 2)
 
 
 def dot_products(
@@ -195,77 +161,6 @@ def _as_sums(d: int, n_pairs: int) -> bool:
     return small and d * n_pairs <= MANY
 
 
-@dataclass(frozen=True)
-class Distinct:
-    """Rows that depend on their token and position alone, each such pair computed once.
-
-    So it is below the first attention. A table of them has the shape [d_vocab, pos, ...].
-
-    Attributes:
-        tokens: those of the batch.
-    """
-
-    tokens: Int[Tensor, "batch pos"]
-
-    def _numbers(self, positions: tuple[int, ...]) -> Int[Tensor, "batch pos"]:
-        """Number of each row of the batch in a flattened table of the rows at `positions`."""
-        at = _index(tuple(range(self.tokens.shape[1])), positions)
-        steps = torch.arange(len(positions), device=self.tokens.device)
-        return self.tokens[:, at] * len(positions) + steps
-
-    def spread(self, table: Tensor, positions: tuple[int, ...]) -> Tensor:
-        """The rows of the batch at `positions`, from those of the table."""
-        # `embedding`, not indexing: its backward pass is the faster by far.
-        rows = F.embedding(self._numbers(positions), table.flatten(0, 1).flatten(1))
-        return rows.unflatten(-1, table.shape[2:])
-
-    def scores(
-        self,
-        q: Float[Tensor, "d_vocab query head d"],
-        k: Float[Tensor, "d_vocab key head d"],
-        at: LayerRows,
-    ) -> Float[Tensor, "batch head query key"]:
-        """Products of queries and keys: of all distinct ones, if these are not too many."""
-        if q.shape[0] * k.shape[0] > 4 * self.tokens.shape[0]:
-            q, k = self.spread(q, at.queries), self.spread(k, at.keys)
-            return dot_products(q.transpose(1, 2), k.transpose(1, 2))
-        products = q.flatten(0, 1).transpose(0, 1) @ k.flatten(0, 1).permute(1, 2, 0)
-        n_keys = products.shape[-1]
-        numbers = self._numbers(at.queries).unsqueeze(2) * n_keys
-        numbers = numbers + self._numbers(at.keys).unsqueeze(1)
-        return F.embedding(numbers, products.flatten(1).T).permute(0, 3, 1, 2)
-
-
-Plan: TypeAlias = list[tuple[LayerRows, Tensor | None]]
-
-
-class Rows(NamedTuple):
-    """The rows that a layer computes, for one batch.
-
-    Attributes:
-        at: their positions.
-        blind: what to add to the attention scores [query, key], or None for nothing.
-        distinct: how rows of a table of distinct ones become those of the batch; None where rows
-            are those of the batch already, as in all layers but the first.
-    """
-
-    at: LayerRows
-    blind: Tensor | None
-    distinct: Distinct | None
-
-    def spread(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
-        """The rows of the batch."""
-        return x if self.distinct is None else self.distinct.spread(x, positions)
-
-    def pattern_scores(self, q: Tensor, k: Tensor) -> Float[Tensor, "batch head query key"]:
-        """Products of queries and keys [batch or d_vocab, pos, head, d], the blind ones -inf."""
-        if self.distinct is None:
-            scores = dot_products(q.transpose(1, 2), k.transpose(1, 2))
-        else:
-            scores = self.distinct.scores(q, k, self.at)
-        return scores if self.blind is None else scores + self.blind
-
-
 class LayerNorm(nn.Module):
     """LayerNorm over d_model, with TransformerLens's hooks and parameter names."""
 
@@ -277,7 +172,7 @@ class LayerNorm(nn.Module):
         self.hook_normalized = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        if not watched(self.hook_scale, self.hook_normalized):
+        if not has_hooks(self.hook_scale, self.hook_normalized):
             return F.layer_norm(x, self.w.shape, self.w, self.b, LAYER_NORM_EPS)
         x = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + LAYER_NORM_EPS).sqrt())
@@ -334,64 +229,80 @@ class Attention(nn.Module):
         self.hook_z = HookPoint()
 
     def forward(
-        self, at_queries: Tensor, at_keys: Tensor, rows: Rows
+        self, queries: Rows, keys: Rows, mask_bias: Float[Tensor, "query key"] | None
     ) -> Float[Tensor, "batch query d_model"]:
-        """Output for the queries, from the rows (of `rows.spread`) that queries and keys read."""
+        """What attention adds to the residual stream at the queries.
+
+        Args:
+            queries, keys: rows [d_model] that the queries, and the keys and values, are made of.
+            mask_bias: added to the scores; -inf where a query may not attend to a key.
+        """
         inner = (self.hook_q, self.hook_k, self.hook_v, self.hook_attn_scores, self.hook_pattern)
         wide = self.settings.n_heads == 1 and self.settings.d_head == self.settings.d_model
-        if wide and not watched(*inner, self.hook_z):
-            return self._merged(at_queries, at_keys, rows)
-        return self._by_head(at_queries, at_keys, rows)
+        if wide and not has_hooks(*inner, self.hook_z):
+            return self._merged(queries, keys, mask_bias)
+        return self._by_head(queries, keys, mask_bias)
 
-    def _by_head(self, at_queries: Tensor, at_keys: Tensor, rows: Rows) -> Tensor:
-        q, k = self._project(at_queries, "Q"), self._project(at_keys, "K")
-        v = self.hook_v(rows.spread(self._project(at_keys, "V"), rows.at.keys))
-        if watched(self.hook_q, self.hook_k):
-            q = self.hook_q(rows.spread(q, rows.at.queries))
-            k = self.hook_k(rows.spread(k, rows.at.keys))
-            rows = rows._replace(distinct=None)
-        scores = rows.pattern_scores(q / self.settings.d_head**0.5, k)
-        pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))
+    def _by_head(self, queries: Rows, keys: Rows, mask_bias: Tensor | None) -> Tensor:
+        """Attention as TransformerLens writes it, every activation passing through its hook."""
+        q, k = self._project(queries, "Q"), self._project(keys, "K")
+        v = self.hook_v(gather(self._project(keys, "V")))
+        if has_hooks(self.hook_q, self.hook_k):
+            q, k = self.hook_q(gather(q)), self.hook_k(gather(k))
+        q = apply(lambda x: x / self.settings.d_head**0.5, q)
+        scores = self.hook_attn_scores(attention_scores(q, k, mask_bias))
+        pattern = self.hook_pattern(scores.softmax(-1))
         z = self.hook_z(weighted_sums(pattern, v.transpose(1, 2)).transpose(1, 2))
         out = z.sum(2) if self.settings.freeze_W_O else z.flatten(2) @ self.W_O.flatten(0, 1)
         return out + self.b_O if self.settings.use_bias else out
 
-    def _project(
-        self, x: Float[Tensor, "batch pos d_model"], name: str
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """Queries, keys or values (`name` is Q, K or V) of the rows of `x`."""
+    def _project(self, rows: Rows, name: str) -> Rows:
+        """Queries, keys or values (`name` is Q, K or V), rows [head, d_head]."""
         heads, d_head = self.settings.n_heads, self.settings.d_head
-        if name == "V" and self.settings.freeze_W_V:
-            out = x.unsqueeze(2).expand(-1, -1, heads, -1)
-        else:
-            weight: Tensor = getattr(self, f"W_{name}")
-            out = x @ weight.permute(1, 0, 2).reshape(-1, heads * d_head)
-            out = out.unflatten(-1, (heads, d_head))
+        weight: Tensor = getattr(self, f"W_{name}")
         bias: Tensor = getattr(self, f"b_{name}")
-        return out + bias if self.settings.use_bias else out
 
-    def _merged(self, at_queries: Tensor, at_keys: Tensor, rows: Rows) -> Tensor:
+        def project(x: Float[Tensor, "batch pos d_model"]) -> Tensor:
+            if name == "V" and self.settings.freeze_W_V:
+                out = x.unsqueeze(2).expand(-1, -1, heads, -1)
+            else:
+                out = x @ weight.permute(1, 0, 2).reshape(-1, heads * d_head)
+                out = out.unflatten(-1, (heads, d_head))
+            return out + bias if self.settings.use_bias else out
+
+        return apply(project, rows)
+
+    def _merged(self, queries: Rows, keys: Rows, mask_bias: Tensor | None) -> Tensor:
         """One head as wide as the residual stream, its matrices multiplied before the rows are.
 
         Scores are x W_Q W_K^T y^T and outputs (sum of a_i y_i) W_V W_O: neither keys nor values are
         formed, and what is frozen to the identity is left out. b_K would add the same to all scores
         of a query, which the softmax takes away again.
         """
-        frozen_V, frozen_O = self.settings.freeze_W_V, self.settings.freeze_W_O
         scaled_K = self.W_K[0].T / self.settings.d_head**0.5
-        q = at_queries @ (self.W_Q[0] @ scaled_K)
-        if self.settings.use_bias:
-            q = q + self.b_Q @ scaled_K
-        pattern = rows.pattern_scores(q.unsqueeze(2), at_keys.unsqueeze(2)).softmax(-1)
-        y = rows.spread(at_keys, rows.at.keys)
-        out = weighted_sums(pattern, y.unsqueeze(1)).squeeze(1)
+        W_QK = self.W_Q[0] @ scaled_K
+
+        def project(x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos 1 d_model"]:
+            q = x @ W_QK
+            return (q + self.b_Q @ scaled_K if self.settings.use_bias else q).unsqueeze(2)
+
+        q, k = apply(project, queries), apply(lambda x: x.unsqueeze(2), keys)
+        pattern = attention_scores(q, k, mask_bias).softmax(-1)
+        out = weighted_sums(pattern, gather(keys).unsqueeze(1)).squeeze(1)
+        return self._output(out)
+
+    def _output(
+        self, y: Float[Tensor, "batch query d_model"]
+    ) -> Float[Tensor, "batch query d_model"]:
+        """What the one head writes of `y`, the mean of the rows that it attends to."""
+        frozen_V, frozen_O = self.settings.freeze_W_V, self.settings.freeze_W_O
         if not (frozen_V and frozen_O):
             W_V, W_O = self.W_V[0], self.W_O[0]
-            out = out @ (W_O if frozen_V else W_V if frozen_O else W_V @ W_O)
+            y = y @ (W_O if frozen_V else W_V if frozen_O else W_V @ W_O)
         if self.settings.use_bias:
             b_V = self.b_V[0] if frozen_O else self.b_V[0] @ self.W_O[0]
-            out = out + (b_V + self.b_O)
-        return out
+            y = y + (b_V + self.b_O)
+        return y
 
 
 class MLP(nn.Module):
@@ -411,11 +322,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         pre = self._add(x @ self.W_in, self.b_in)
-        if self.activation is F.relu and not watched(self.hook_pre):
+        if self.activation is F.relu and not has_hooks(self.hook_pre):
             post = F.relu_(pre)  # in place: nobody sees `pre`, and it is the largest of all tensors
         else:
-            post = self.activation(_through(self.hook_pre, pre))
-        post = _through(self.hook_post, post)
+            post = self.activation(call_if_hooked(self.hook_pre, pre))
+        post = call_if_hooked(self.hook_post, post)
         return self._add(post @ self.W_out, self.b_out)
 
     def _add(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -438,18 +349,19 @@ class Block(nn.Module):
             self.hook_resid_mid = HookPoint()
             self.hook_mlp_out = HookPoint()
 
-    def forward(self, resid: Tensor, rows: Rows) -> Float[Tensor, "batch query d_model"]:
-        """Residual stream at the queries after this layer, from that at the inputs before."""
-        resid = _through(self.hook_resid_pre, resid)
-        normed = self.ln1(resid)
-        at_queries, at_keys = _take(normed, rows.at.at_queries), _take(normed, rows.at.at_keys)
-        resid = rows.spread(_take(resid, rows.at.at_queries), rows.at.queries)
-        attn_out = self.attn(at_queries, at_keys, rows)
-        resid = resid + _through(self.hook_attn_out, attn_out)
+    def forward(self, resid: Rows, layer: LayerPlan) -> Float[Tensor, "batch query d_model"]:
+        """Residual stream at the queries after this layer, from that at the inputs before it."""
+        rows = layer.rows
+        if isinstance(resid, Tensor):  # a table of rows is computed only where nobody hooks them
+            resid = call_if_hooked(self.hook_resid_pre, resid)
+        normed = apply(self.ln1, resid)
+        queries, keys = take(normed, rows.query_index), take(normed, rows.key_index)
+        x = gather(take(resid, rows.query_index))
+        x = x + call_if_hooked(self.hook_attn_out, self.attn(queries, keys, layer.mask_bias))
         if self.mlp is not None:
-            resid = _through(self.hook_resid_mid, resid)
-            resid = resid + _through(self.hook_mlp_out, self.mlp(self.ln2(resid)))
-        return _through(self.hook_resid_post, resid)
+            x = call_if_hooked(self.hook_resid_mid, x)
+            x = x + call_if_hooked(self.hook_mlp_out, self.mlp(self.ln2(x)))
+        return call_if_hooked(self.hook_resid_post, x)
 
 
 class Transformer(HookedRootModule):
@@ -458,7 +370,7 @@ class Transformer(HookedRootModule):
     def __init__(self, settings: TransformerSettings, generator: torch.Generator) -> None:
         super().__init__()
         self.settings = settings
-        self._plans: dict[tuple[tuple[int, ...] | None, int, torch.device], Plan] = {}
+        self._plans: dict[PlanKey, list[LayerPlan]] = {}
         self.embed = Embed(settings)
         self.hook_embed = HookPoint()
         self.pos_embed = PosEmbed(settings)
@@ -471,8 +383,8 @@ class Transformer(HookedRootModule):
         first = self.blocks[0]
         assert isinstance(first, Block)
         hooks = [hook for hook in first.ln1.modules() if isinstance(hook, HookPoint)]
-        # Of rows that depend on token and position alone; who watches these sees the batch's.
-        self._early = (self.hook_embed, self.hook_pos_embed, first.hook_resid_pre, *hooks)
+        # Hooks of rows that depend on token and position alone. A hook has to see the batch's rows.
+        self._early_hooks = (self.hook_embed, self.hook_pos_embed, first.hook_resid_pre, *hooks)
         self.register_load_state_dict_pre_hook(_fit_state)
         self.setup()
 
@@ -508,13 +420,14 @@ class Transformer(HookedRootModule):
                 has and one that is needed may attend to none of them.
         """
         plan = self._plan(None if read is None else tuple(read), tokens.shape[1], tokens.device)
-        resid, distinct = self._embed(tokens, plan[0][0].inputs, read is not None)
-        for block, (at, blind) in zip(self.blocks, plan, strict=True):
-            resid = block(resid, Rows(at, blind, distinct))
-            distinct = None
+        resid = self._embed(tokens, plan[0].rows.inputs, may_share=read is not None)
+        for block, layer in zip(self.blocks, plan, strict=True):
+            resid = block(resid, layer)
         return self.unembed(self.ln_final(resid))
 
-    def _plan(self, read: tuple[int, ...] | None, n_pos: int, device: torch.device) -> Plan:
+    def _plan(
+        self, read: tuple[int, ...] | None, n_pos: int, device: torch.device
+    ) -> list[LayerPlan]:
         """Rows and mask of each layer; worked out once for each choice of positions."""
         if n_pos > self.settings.n_ctx:
             raise ValueError(f"tokens: found {n_pos} positions; allowed are {self.settings.n_ctx}")
@@ -523,28 +436,30 @@ class Transformer(HookedRootModule):
         key = (read, n_pos, device)
         if key not in self._plans:
             allowed = [row[:n_pos] for row in self.settings.allowed[:n_pos]]
-            n_layers, everywhere = self.settings.n_layers, tuple(range(n_pos))
+            n_layers = self.settings.n_layers
             if read is None:
-                _check_sight(allowed, everywhere)
-                layers = (LayerRows(everywhere, everywhere, everywhere),) * n_layers
+                layers = all_rows(allowed, n_layers)
             else:
                 layers = rows_needed(allowed, read, n_layers)
-            blinds = [layer.blind(allowed) for layer in layers]
-            moved = [None if blind is None else blind.to(device) for blind in blinds]
-            self._plans[key] = list(zip(layers, moved, strict=True))
+            biases = [rows.mask_bias(allowed) for rows in layers]
+            moved = [None if bias is None else bias.to(device) for bias in biases]
+            self._plans[key] = [*map(LayerPlan, layers, moved)]
         return self._plans[key]
 
-    def _embed(
-        self, tokens: Tensor, positions: tuple[int, ...], fast: bool
-    ) -> tuple[Tensor, Distinct | None]:
-        """Residual stream before the first layer: of the batch, or of its distinct rows."""
-        W_pos = self.pos_embed.W_pos[_index(tuple(range(self.settings.n_ctx)), positions)]
-        if fast and 4 * self.settings.d_vocab < tokens.shape[0] and not watched(*self._early):
-            return self.embed.W_E.unsqueeze(1) + W_pos, Distinct(tokens)
-        at = _index(tuple(range(tokens.shape[1])), positions)
-        embedded = _through(self.hook_embed, F.embedding(tokens[:, at], self.embed.W_E))
-        pos = _through(self.hook_pos_embed, W_pos.expand(tokens.shape[0], -1, -1))
-        return embedded + pos, None
+    def _embed(self, tokens: Tensor, positions: tuple[int, ...], may_share: bool) -> Rows:
+        """Residual stream before the first layer, at `positions`.
+
+        Args:
+            may_share: compute each different row once if the batch is large and nobody hooks them.
+        """
+        W_pos = self.pos_embed.W_pos[index_of(positions, range(self.settings.n_ctx))]
+        large = tokens.shape[0] > SHARED_FROM * self.settings.d_vocab
+        if may_share and large and not has_hooks(*self._early_hooks):
+            return TokenTable(self.embed.W_E.unsqueeze(1) + W_pos, positions, tokens)
+        at = index_of(positions, range(tokens.shape[1]))
+        embedded = call_if_hooked(self.hook_embed, F.embedding(tokens[:, at], self.embed.W_E))
+        pos = call_if_hooked(self.hook_pos_embed, W_pos.expand(tokens.shape[0], -1, -1))
+        return embedded + pos
 
 
 def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
@@ -554,6 +469,8 @@ def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
     """
     for key in [key for key in state if key.endswith(("attn.mask", "attn.IGNORE"))]:
         del state[key]
-    for key, own in module.named_parameters():
-        if not own.requires_grad and key in state and not torch.equal(state[key].to(own), own):
+    for key, frozen in module.named_parameters():
+        if frozen.requires_grad or key not in state:
+            continue
+        if not torch.equal(state[key].to(frozen), frozen):
             raise RuntimeError(f"{key}: this model freezes it, and the values to load are others")
