@@ -1,7 +1,8 @@
-"""Claims as data: what was published, or is said by us, and what is expected of the tables.
+"""A file of claims: statements about an experiment, and what its tables must hold for each.
 
-Each experiment has a file `claims/<experiment>.yaml`. A claim names cells of a table, what is
-expected of them, and at which scale they can be compared; nothing in the file is measured.
+Each experiment has a file `claims/<experiment>.yaml`. A claim names cells of a table, a condition
+that their values must meet, and the scales at which the comparison makes sense. `lookup.py` finds
+the values in the tables, and `verdict.py` compares them with the condition.
 """
 
 import itertools
@@ -12,27 +13,25 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from toycircuits.core.config import InputError, Settings, check_keys
+from toycircuits.core.config import InputError, Settings, read_yaml
 
 Scalar: TypeAlias = bool | int | float | str
 Rows: TypeAlias = dict[str, Scalar | list[Scalar]]
 Reduction = Literal["max", "min", "mean", "sum", "count", "list"]
-NUMBER = (bool, int, float, np.bool_, np.number)  # what can be compared with a bound
+NUMBER = (bool, int, float, np.bool_, np.number)  # types that can be compared with a bound
 NEAR = ("within", "relative", "factor")
 BOUNDS = ("at_least", "at_most", "above", "below")
 
 
 def short(value: Any) -> str:
-    """`value` as a message has it."""
+    """`value` as JSON for an error message, cut to 80 characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether every number in `value` is one, and none is infinite."""
+    """Whether `value` contains no NaN and no infinite number."""
     try:
         json.dumps(value, allow_nan=False, default=str)
     except ValueError:
@@ -41,18 +40,19 @@ def _is_finite(value: Any) -> bool:
 
 
 class Measured(Settings):
-    """One value for each model: where it stands in the tables of an experiment.
+    """Where the tables of an experiment hold one measured value for each model.
 
     Attributes:
-        table: its name, over all runs (as `training` or `ablations`), or with `summary/` before it
-            one that compares runs.
-        where: column -> value of the rows that are meant, or several; "first" and "last" of the
-            column `step` are each model's own, of the rows that all other columns leave.
-        value: a column, or an expression of columns as `pandas.DataFrame.eval` reads it, with one
-            value a row.
-        reduce: what makes one value of several rows of a model.
-        minus: what is subtracted: rows that differ from `where` in these columns.
-        over: what it is divided by, likewise.
+        table: name of a table. A name like `training` or `ablations` means that table of all runs
+            together. A name like `summary/grid` means a table that summarises the runs.
+        where: column -> the value, or the list of values, that the rows must have. In the column
+            `step`, "first" and "last" mean the first and last step of each model among the rows
+            that match all other columns.
+        value: a column, or an expression of columns in the syntax of `pandas.DataFrame.eval`. It
+            must give one value for each row.
+        reduce: how several rows of one model become one value.
+        minus: subtract the value of the rows that match `where` with these columns changed.
+        over: divide by the value of the rows that match `where` with these columns changed.
     """
 
     table: str
@@ -63,30 +63,31 @@ class Measured(Settings):
     over: Rows | None = None
 
     @model_validator(mode="after")
-    def _of_other_rows(self) -> Self:
+    def _check_other_rows(self) -> Self:
         if self.minus is not None and self.over is not None:
-            raise ValueError("minus and over: give one of them")
+            raise ValueError("minus and over: found both; allowed: one of them")
         for name in ("minus", "over"):
             change = getattr(self, name)
             if change is not None and self.where | change == self.where:
                 found = f"{name}: found {json.dumps(change)}"
-                raise ValueError(f"{found}; allowed: rows that differ from where")
+                raise ValueError(f"{found}; allowed: a column with another value than in where")
         return self
 
 
 class Condition(Settings):
-    """What is asked of a value; all that is given must hold.
+    """What a value must fulfil. If several keys are given, the value must meet all of them.
 
     Attributes:
-        equal: the value or, in the end, a list of them.
-        within: greatest distance of a number from `equal`; of every number, where it is a list.
-        relative: the same as a share of `equal`.
-        factor: how many times smaller or greater than `equal` it may be.
-        between: lowest and highest value; or several such pairs, of which one must hold it.
-        at_least: lowest value.
-        at_most: highest value.
-        above: what it exceeds.
-        below: what it stays under.
+        equal: the value itself, or a list of values.
+        within: greatest allowed distance from `equal`. If `equal` is a list, the greatest distance
+            of each number from its partner in the list.
+        relative: greatest allowed distance from `equal`, as a share of `equal`.
+        factor: the value may be this many times smaller or greater than `equal`.
+        between: lowest and highest allowed value, or a list of such pairs, one of which must fit.
+        at_least: lowest allowed value.
+        at_most: highest allowed value.
+        above: the value must be greater than this.
+        below: the value must be smaller than this.
     """
 
     equal: Scalar | list[Any] | None = None
@@ -100,30 +101,31 @@ class Condition(Settings):
     below: float | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _check_keys(self) -> Self:
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
         near = given & {*NEAR}
         if not given - near:
-            raise ValueError("nothing that could fail")
+            raise ValueError(f"found no condition; allowed: equal, between, {', '.join(BOUNDS)}")
         if len(near) > 1 or (near and "equal" not in given):
-            raise ValueError("within, relative, factor: give one of them, beside equal")
+            raise ValueError("within, relative, factor: give only one of them, together with equal")
         if self.between == []:
             raise ValueError("between: found []; allowed: two numbers, or a list of such pairs")
         if wrong := [list(pair) for pair in self._pairs() if pair[0] > pair[1]]:
-            raise ValueError(f"between: found {short(wrong[0])}; allowed: the lower end first")
-        self._check_target(next(iter(near), None))
-        if self._needs_number() and not any(map(self.holds, self.samples())):
-            raise ValueError(f"found {self}, which no number is")
+            raise ValueError(f"between: found {short(wrong[0])}; allowed: the lower number first")
+        self._check_equal(next(iter(near), None))
+        if self._numeric_key() and not any(map(self.holds, self.test_points())):
+            raise ValueError(f"found {self}; no number can meet this condition")
         return self
 
-    def _check_target(self, near: str | None) -> None:
-        """Raise a `ValueError` where nothing can be `equal`, or be `near` it as asked."""
+    def _check_equal(self, near: str | None) -> None:
+        """Raise a `ValueError` if nothing can equal `equal`, or `near` does not go with it."""
         target: Any = self.equal
+        found = f"equal: found {short(target)}"
         if not _is_finite(target) or target == []:
-            found = f"equal: found {short(target)}"
-            raise ValueError(f"{found}; allowed: text, a finite number, or a list of some")
+            allowed = "text, a finite number, or a list with at least one of them"
+            raise ValueError(f"{found}; allowed: {allowed}")
         if isinstance(target, str | list) and (self._pairs() or self._bounds()):
-            raise ValueError(f"equal: found {short(target)} beside bounds; allowed is a number")
+            raise ValueError(f"{found} together with bounds; allowed: a number")
         if near is None:
             return
         parts = target if near == "within" and isinstance(target, list) else [target]
@@ -132,28 +134,33 @@ class Condition(Settings):
             or (near == "factor" and target <= 0)
             or (near == "relative" and target == 0)
         ):
-            allowed = {"within": ", or several", "factor": " above 0", "relative": " other than 0"}
-            found = f"{near}: found it beside equal: {short(target)}"
-            raise ValueError(f"{found}; allowed there: a number{allowed[near]}")
+            kinds = {"within": " or a list", "factor": " above 0", "relative": " other than 0"}
+            raise ValueError(f"{found} together with {near}; allowed: a number{kinds[near]}")
 
     def _pairs(self) -> list[tuple[float, float]]:
-        """Lowest and highest value of each range of `between`."""
+        """Lowest and highest value of each range in `between`."""
         return [self.between] if isinstance(self.between, tuple) else self.between or []
 
     def _bounds(self) -> dict[str, float]:
-        """The bounds that are given."""
-        told = {name: getattr(self, name) for name in BOUNDS}
-        return {name: bound for name, bound in told.items() if bound is not None}
+        """Key -> bound, for the bounds that are given."""
+        bounds = {name: getattr(self, name) for name in BOUNDS}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
 
-    def _needs_number(self) -> str:
-        """A key that only a number can be asked for; "" if there is none."""
-        keys = [key for key in (*NEAR, "between", *BOUNDS) if getattr(self, key) is not None]
-        return "" if isinstance(self.equal, list) or not keys else keys[0]
+    def _numeric_key(self) -> str | None:
+        """The first key that only a number can meet, if there is one."""
+        if isinstance(self.equal, list):
+            return None
+        keys = (*NEAR, "between", *BOUNDS)
+        return next((key for key in keys if getattr(self, key) is not None), None)
 
-    def samples(self, low: float = -math.inf, high: float = math.inf) -> list[float]:
-        """Numbers from `low` to `high`: one holds if any does, and one does not if any does not.
+    def test_points(self, low: float = -math.inf, high: float = math.inf) -> list[float]:
+        """Numbers from `low` to `high` that decide what the condition accepts in this range.
 
-        >>> Condition(above=0.0, at_most=2.0).samples()
+        If any number of the range meets the condition, so does one of these numbers. If any number
+        of the range fails it, so does one of these. They are the ends of all allowed ranges, the
+        midpoints between these ends, and a number beyond either side.
+
+        >>> Condition(above=0.0, at_most=2.0).test_points()
         [-1.0, 0.0, 1.0, 2.0, 3.0]
         """
         ends = [*self._bounds().values(), *(end for pair in self._pairs() for end in pair)]
@@ -164,23 +171,23 @@ class Condition(Settings):
             ends += [target, target - width, target + width, target / factor, target * factor]
         points = sorted({float(end) for end in [*ends, low, high] if low <= end <= high})
         points = [point for point in points if math.isfinite(point)] or [0.0]
-        middles = [(one + other) / 2 for one, other in itertools.pairwise(points)]
-        outside = [points[0] - 1, points[-1] + 1]
-        return sorted([*points, *middles, *(one for one in outside if low <= one <= high)])
+        midpoints = [(left + right) / 2 for left, right in itertools.pairwise(points)]
+        beyond = [end for end in (points[0] - 1, points[-1] + 1) if low <= end <= high]
+        return sorted([*points, *midpoints, *beyond])
 
     def holds(self, value: Any) -> bool:
-        """Whether `value` is as it should be; none, and what is not finite, is not.
+        """Whether `value` meets the condition. A missing or infinite value does not.
 
         Raises:
-            InputError: only a number can be so, and `value` is none.
+            InputError: the condition needs a number, and `value` is not a number.
         """
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             return False
-        if (key := self._needs_number()) and not isinstance(value, NUMBER):
-            raise InputError(f"{key}: found {short(value)}; allowed is a number")
+        if (key := self._numeric_key()) and not isinstance(value, NUMBER):
+            raise InputError(f"{key}: the measured value is {short(value)}; allowed: a number")
         pairs = self._pairs()
         return (
-            (self.equal is None or self._is_near(value))
+            (self.equal is None or self._is_equal(value))
             and (not pairs or any(low <= value <= high for low, high in pairs))
             and (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
@@ -188,15 +195,16 @@ class Condition(Settings):
             and (self.below is None or value < self.below)
         )
 
-    def _is_near(self, value: Any) -> bool:
+    def _is_equal(self, value: Any) -> bool:
+        """Whether `value` is `equal`, or as close to it as the condition asks."""
         target: Any = self.equal
         if self.within is not None and isinstance(target, list):
             if not isinstance(value, list) or len(value) != len(target):
                 return False
             if not all(isinstance(part, NUMBER) for part in value):
-                raise InputError(f"within: found {short(value)}; allowed are numbers")
+                raise InputError(f"within: the measured value is {short(value)}; allowed: numbers")
             pairs = zip(value, target, strict=True)
-            return all(abs(one - other) <= self.within for one, other in pairs)
+            return all(abs(part - wanted) <= self.within for part, wanted in pairs)
         if self.within is not None:
             return abs(value - target) <= self.within
         if self.relative is not None:
@@ -209,8 +217,9 @@ class Condition(Settings):
         parts = []
         if self.equal is not None:
             near = {"within": "± {}", "relative": "± {} of it", "factor": "within a factor {}"}
-            told = [t.format(shown(getattr(self, n))) for n, t in near.items() if getattr(self, n)]
-            parts.append(" ".join([shown(self.equal), *told]))
+            given = {key: getattr(self, key) for key in near if getattr(self, key)}
+            tolerance = [near[key].format(shown(number)) for key, number in given.items()]
+            parts.append(" ".join([shown(self.equal), *tolerance]))
         if pairs := self._pairs():
             parts.append(" or ".join(f"{shown(low)} to {shown(high)}" for low, high in pairs))
         signs = {"at_least": "≥", "at_most": "≤", "above": ">", "below": "<"}
@@ -222,17 +231,19 @@ class Claim(Settings):
     """A statement that can fail.
 
     Attributes:
-        id: name for good, unique in its file.
+        id: permanent name, unique in its file.
         statement: one sentence.
-        source: who says so: the original study, a later one, or this project.
-        kind: exact (the same digits), statistical (true of models drawn at random), or qualitative.
-        published: what stands there, if it is a number or several; shown beside what is measured.
-        scales: at which the settings are those of the statement; elsewhere it is not comparable.
-        measured: where the values stand, one a model.
-        expected: asked of every model's value, of their mean, or of the share that passes.
-        of: which of these.
-        passes: what makes a model pass, for `of: share`.
-        why: found out about a claim that fails: why it does, and which run or table shows it.
+        source: who makes the statement: the original study, a later one, or this project.
+        kind: exact (the same digits), statistical (about models drawn at random), or qualitative.
+        published: the number or numbers that the source printed, shown beside the measured value.
+        scales: the scales with the settings that the statement is about. At any other scale the
+            claim is not comparable.
+        measured: where the tables hold the value of each model.
+        expected: condition on the value of every model, on their mean, or on the share of models
+            that pass.
+        of: which of these three `expected` is about.
+        passes: condition that a model must meet to pass. Only for `of: share`.
+        why: if the claim fails: the reason, and which run or table shows it.
     """
 
     id: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -248,27 +259,30 @@ class Claim(Settings):
     why: str = ""
 
     @model_validator(mode="after")
-    def _share_of_what(self) -> Self:
+    def _check_of(self) -> Self:
         if (self.of == "share") != (self.passes is not None):
-            raise ValueError("passes: goes with `of: share`, and with nothing else")
+            raise ValueError("passes: give it together with `of: share`, and only then")
         if self.of != "every":
-            ends = (0.0, 1.0) if self.of == "share" else (-math.inf, math.inf)
-            found = {self.expected.holds(number) for number in self.expected.samples(*ends)}
-            if len(found) == 1:
-                which = "every" if True in found else "no"
-                raise ValueError(f"expected: found {self.expected}, which {which} {self.of} is")
+            low, high = (0.0, 1.0) if self.of == "share" else (-math.inf, math.inf)
+            points = self.expected.test_points(low, high)
+            outcomes = {self.expected.holds(point) for point in points}
+            if outcomes == {True}:
+                raise ValueError(f"expected: found {self.expected}; every {self.of} meets this")
+            if outcomes == {False}:
+                raise ValueError(f"expected: found {self.expected}; no {self.of} can meet this")
         return self
 
 
 class Card(Settings):
-    """What a file of claims says of its experiment.
+    """All that a file of claims says about its experiment.
 
     Attributes:
         title: heading on the page.
         question: one sentence.
-        method: some lines.
-        key_metrics: name -> the few numbers that `dvc metrics show` prints, means over models.
-        claims: all of them.
+        method: a few lines.
+        key_metrics: name -> one of the few numbers that `dvc metrics show` prints. Each is a mean
+            over models.
+        claims: all claims about the experiment.
     """
 
     title: str
@@ -278,37 +292,34 @@ class Card(Settings):
     claims: list[Claim] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _check_names(self) -> Self:
         if "claims" in self.key_metrics:
-            raise ValueError("key_metrics: found the name claims, which their outcomes have")
-        names = [claim.id for claim in self.claims]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"claims of the same id: {', '.join(sorted(twice))}")
+            raise ValueError(
+                "key_metrics: found the name claims; choose another, as metrics.json counts the "
+                "claims under this name"
+            )
+        ids = [claim.id for claim in self.claims]
+        if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+            found = f"found more than once: {', '.join(repeated)}"
+            raise ValueError(f"claims: ids {found}; allowed: each id once")
         return self
 
 
 def read_card(path: Path) -> Card:
-    """What stands in the file of claims at `path`.
+    """The content of the file of claims at `path`.
 
     Raises:
-        InputError: one line with file, key, what was found and what is allowed.
+        InputError: one line with the file, the key, what was found and what is allowed.
     """
-    try:
-        read = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: {error}; allowed is text in UTF-8") from None
-    except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    check_keys(read, str(path))
-    return Card.parse(read, str(path))
+    return Card.parse(read_yaml(path), str(path))
 
 
 def shown(value: Any, digits: int | None = None) -> str:
-    """A value as people write it.
+    """`value` as text for people.
 
     Args:
-        digits: how many a number has, but for those before its point, which are never left out; by
-            default as many as it takes to read it back.
+        digits: number of significant digits. Digits before the decimal point are never dropped. By
+            default a number gets as many digits as it takes to read the same number back.
 
     >>> shown(4.7345742216589235), shown(2.746e-05), shown(6.0), shown([1, 0.56]), shown(None)
     ('4.7345742216589235', '2.746e-05', '6', '1, 0.56', '')
@@ -321,7 +332,7 @@ def shown(value: Any, digits: int | None = None) -> str:
         nested = any(isinstance(part, list | tuple) for part in value)
         return (" | " if nested else ", ").join(shown(part, digits) for part in value)
     if isinstance(value, float):
-        value = float(value) or 0.0  # there is a negative zero
+        value = float(value) or 0.0  # turns -0.0 into 0.0
         if digits and 1 <= abs(value) < 1e16:
             digits = max(digits, len(str(int(abs(value)))))
         return f"{value:.{digits}g}" if digits else repr(value).removesuffix(".0")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from toycircuits.claims.card import Claim, shown
-from toycircuits.claims.lookup import NoRowError, as_numbers, values
+from toycircuits.claims.card import Card, Claim, shown
+from toycircuits.claims.lookup import NoRowError, as_numbers, mean_over_models, values
 from toycircuits.core.config import InputError, at_key
 from toycircuits.core.paths import FLOAT_FORMAT
 from toycircuits.core.tables import mean_interval, wilson
@@ -22,13 +22,13 @@ from toycircuits.core.tables import mean_interval, wilson
 OUTCOMES = ("reproduced", "not reproduced", "not comparable")
 
 
-def write_verdicts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the verdicts `rows`, as `judge` returns them, to the file `path`."""
-    pd.DataFrame(rows).to_csv(path, index=False, float_format=FLOAT_FORMAT)
+def write_verdicts(path: Path, verdicts: Sequence[Mapping[str, Any]]) -> None:
+    """Write `verdicts`, one from `judge` for each claim, to the file `path`."""
+    pd.DataFrame(verdicts).to_csv(path, index=False, float_format=FLOAT_FORMAT)
 
 
 def read_verdicts(path: Path) -> pd.DataFrame:
-    """The verdicts in the file `path`, one row a claim.
+    """The verdicts in the file `path`, one row for each claim.
 
     Every cell is the text that the file holds, so that 49 does not become 49.0. A cell without a
     value is the empty text.
@@ -38,104 +38,148 @@ def read_verdicts(path: Path) -> pd.DataFrame:
     """
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' own, and that of bytes that are not UTF-8
+    except ValueError as error:  # from pandas, or from bytes that are not UTF-8
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def count_outcomes(outcomes: Iterable[str]) -> dict[str, int]:
-    """How many of `outcomes` there are of each kind, in the order of `OUTCOMES`."""
+    """How often each outcome occurs, in the order of `OUTCOMES`.
+
+    >>> count_outcomes(["not comparable", "reproduced", "not comparable"])
+    {'reproduced': 1, 'not reproduced': 0, 'not comparable': 2}
+    """
     counts = Counter(outcomes)
     return {outcome: counts[outcome] for outcome in OUTCOMES}
 
 
-def judge(claim: Claim, tables: Mapping[str, pd.DataFrame], scale: str) -> dict[str, Any]:
-    """What became of `claim`, a row of the table of claims.
+def judge_all(
+    card: Card, tables: Mapping[str, pd.DataFrame], scale: str, file: Path
+) -> list[dict[str, Any]]:
+    """The verdicts on all claims of `card`, in its order.
+
+    Args:
+        tables: as `tables_of` returns them.
+        scale: the scale that the tables were made at.
+        file: the file of claims, for error messages.
 
     Raises:
-        InputError: at a scale of the claim, there is no table or column as it names.
+        InputError: as for `judge`.
+    """
+    verdicts = []
+    for claim in card.claims:
+        with at_key(f"{file}: {claim.id}"):
+            verdicts.append(judge(claim, tables, scale))
+    return verdicts
+
+
+def key_metrics(
+    card: Card, tables: Mapping[str, pd.DataFrame], file: Path
+) -> dict[str, float | None]:
+    """Name -> mean over models with six digits, or None if no model has a value.
+
+    Args:
+        file: the file of claims, for error messages.
+
+    Raises:
+        InputError: as for `mean_over_models`.
+    """
+    means: dict[str, float | None] = {}
+    for name, measured in card.key_metrics.items():
+        with at_key(f"{file}: key_metrics.{name}"):
+            mean = mean_over_models(measured, tables)
+        means[name] = None if mean is None else float(f"{mean:.6g}")
+    return means
+
+
+def judge(claim: Claim, tables: Mapping[str, pd.DataFrame], scale: str) -> dict[str, Any]:
+    """The verdict on `claim`, as one row of claims.csv.
+
+    Raises:
+        InputError: at a scale of the claim, its table or column does not exist or does not hold
+            what the claim needs.
     """
     comparable = scale in claim.scales
-    row: dict[str, Any] = {
+    verdict: dict[str, Any] = {
         **{"id": claim.id, "kind": claim.kind, "source": claim.source},
         **{"statement": claim.statement, "published": shown(claim.published)},
-        **{"expected": _expectation(claim), "outcome": "not comparable", "measured": ""},
+        **{"expected": _expected_in_words(claim), "outcome": "not comparable", "measured": ""},
         **{"models": 0, "passing": None, "low": None, "high": None, "interval": ""},
         **{"table": claim.measured.table, "value": claim.measured.value, "why": ""},
     }
     try:
-        holds, told = _weigh(claim, values(claim.measured, tables))
+        holds, measurement = _compare(claim, values(claim.measured, tables))
     except InputError as error:
         if comparable and not isinstance(error, NoRowError):
             raise
-        # Other settings have other seeds, steps and sizes.
-        return row | {"why": str(error) if comparable else ""}
+        # Other settings have other seeds, steps and sizes, so that rows may be missing.
+        return verdict | {"why": str(error) if comparable else ""}
     if comparable:
-        row["outcome"] = "reproduced" if holds else "not reproduced"
-        row["why"] = "" if holds else claim.why
-    return row | told
+        verdict["outcome"] = "reproduced" if holds else "not reproduced"
+        verdict["why"] = "" if holds else claim.why
+    return verdict | measurement
 
 
-def _weigh(claim: Claim, found: "pd.Series[Any]") -> tuple[bool, dict[str, Any]]:
-    """Whether the values of the models are as expected, and how they are told.
+def _compare(claim: Claim, measured: "pd.Series[Any]") -> tuple[bool, dict[str, Any]]:
+    """Whether the values of the models are as expected, and the columns that describe them.
 
     Raises:
-        InputError: of values that are no numbers, something is asked that only numbers can be.
+        InputError: the claim needs numbers, and the values are not numbers.
     """
-    told: dict[str, Any] = {"models": len(found)}
+    columns: dict[str, Any] = {"models": len(measured)}
     if claim.of == "mean":
-        numbers = as_numbers(found, "of: mean")
+        numbers = as_numbers(measured, "of: mean")
         holds = claim.expected.holds(float(numbers.mean(skipna=False)))
-        return holds, told | _told(claim, numbers)
+        return holds, columns | _describe(claim, numbers)
     with at_key("passes" if claim.passes else "expected"):
         condition = claim.passes or claim.expected
-        passing = sum(condition.holds(value) for value in found)
-    told["passing"] = passing
+        passing = sum(condition.holds(value) for value in measured)
+    columns["passing"] = passing
     if claim.of == "share":
-        low, high = wilson(passing, len(found))
-        told |= {"measured": f"{passing} of {len(found)}", "low": low, "high": high}
-        told["interval"] = f"rate {shown(low, 3)} to {shown(high, 3)} (Wilson, 95%)"
-        return claim.expected.holds(passing / len(found)), told
-    return passing == len(found), told | _told(claim, found)
+        low, high = wilson(passing, len(measured))
+        columns |= {"measured": f"{passing} of {len(measured)}", "low": low, "high": high}
+        columns["interval"] = f"rate {shown(low, 3)} to {shown(high, 3)} (Wilson, 95%)"
+        return claim.expected.holds(passing / len(measured)), columns
+    return passing == len(measured), columns | _describe(claim, measured)
 
 
-def _told(claim: Claim, found: "pd.Series[Any]") -> dict[str, Any]:
-    """What was measured, in words that agree with the outcome.
+def _describe(claim: Claim, measured: "pd.Series[Any]") -> dict[str, Any]:
+    """The columns `measured`, `interval`, `low` and `high`.
 
-    That of a mean is the mean; that of every model is the range of their values.
+    Claims about a mean show the mean. Claims about every model show the range of their values.
     """
-    if not pd.api.types.is_numeric_dtype(found):
-        distinct = {json.dumps(value, default=str): value for value in found}
+    if not pd.api.types.is_numeric_dtype(measured):
+        distinct = {json.dumps(value, default=str): value for value in measured}
         return {"measured": "; ".join(shown(value) for value in distinct.values())}
-    numbers = found.astype(float)
-    known = numbers[numbers.abs() < math.inf]  # a model may have no value, as a step never reached
-    if known.empty:
+    numbers = measured.astype(float)
+    finite = numbers[numbers.abs() < math.inf]  # no value: for example, a step never reached
+    if finite.empty:
         return {"measured": "no value"}
     mean, least, most = (
-        _telling(float(value), claim) for value in (known.mean(), known.min(), known.max())
+        _rounded(float(value), claim) for value in (finite.mean(), finite.min(), finite.max())
     )
-    lacking = len(found) - len(known)
-    without = f"; no value in {lacking} of {len(found)} models" if lacking else ""
+    lacking = len(measured) - len(finite)
+    note = f"; no value in {lacking} of {len(measured)} models" if lacking else ""
     if least == most:
-        return {"measured": least + without}
-    low, high = mean_interval(known)
+        return {"measured": least + note}
+    low, high = mean_interval(finite)
     interval, models = f"{shown(low, 4)} to {shown(high, 4)} (t, 95%)", f"{least} to {most}"
     if claim.of == "mean":
-        told = {"measured": mean, "interval": f"mean {interval}; models from {models}"}
+        texts = {"measured": mean + note, "interval": f"mean {interval}; models from {models}"}
     else:
-        told = {"measured": models, "interval": f"mean {mean}, {interval}"}
-    return {**told, "measured": told["measured"] + without, "low": low, "high": high}
+        texts = {"measured": models + note, "interval": f"mean {mean}, {interval}"}
+    return {**texts, "low": low, "high": high}
 
 
-def _telling(value: float, claim: Claim) -> str:
-    """`value` with as many digits as it takes to see whether it is as expected."""
-    digits = 12 if claim.kind == "exact" else 4
+def _rounded(value: float, claim: Claim) -> str:
+    """`value` with few digits, but enough of them that it is as expected exactly if `value` is."""
+    fewest = 12 if claim.kind == "exact" else 4
     holds = claim.expected.holds(value)
-    texts = (shown(value, number) for number in range(digits, 17))
+    texts = (shown(value, digits) for digits in range(fewest, 17))
     return next((text for text in texts if claim.expected.holds(float(text)) == holds), repr(value))
 
 
-def _expectation(claim: Claim) -> str:
-    """What is expected, in words."""
+def _expected_in_words(claim: Claim) -> str:
+    """What the claim expects, in words."""
     match claim.of:
         case "share":
             return f"share of models with {claim.passes}: {claim.expected}"

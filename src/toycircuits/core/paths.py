@@ -78,6 +78,11 @@ def claims_table(experiment: str) -> Path:
     return REPORTS / experiment / "claims.csv"
 
 
+def section(experiment: str) -> Path:
+    """Folder of the part of the page that is about an experiment."""
+    return ARTIFACTS / "sections" / experiment
+
+
 def metrics_file(experiment: str) -> Path:
     """The key metrics of an experiment, for `dvc metrics show`."""
     return REPORTS / experiment / "metrics.json"
