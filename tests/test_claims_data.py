@@ -1,7 +1,7 @@
-"""The claims that the project makes: each can be looked up, and each can fail."""
+"""The claims of the project: each can be looked up, and each can fail."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,19 @@ import pytest
 from toycircuits.claims import lookup
 from toycircuits.claims.card import Claim, Measured, read_card
 from toycircuits.claims.lookup import values
-from toycircuits.claims.verdict import judge
+from toycircuits.claims.verdict import judge, read_verdicts
+from toycircuits.core import paths
 from toycircuits.core.config import read_params
 from toycircuits.core.tables import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
-SCALE = read_params(ROOT / "params.yaml")["scale"]
+PARAMS = read_params(ROOT / "params.yaml")
+SCALE = PARAMS["scale"]
 CARDS = {path.stem: read_card(path) for path in sorted(ROOT.glob("claims/*.yaml"))}
 CLAIMS = [(name, claim) for name, card in CARDS.items() for claim in card.claims]
-SCALED = (0.0, 0.1, 0.5, 2.0, 10.0)  # times what was measured
+FACTORS = (0.0, 0.1, 0.5, 2.0, 10.0)  # that measured values are multiplied by
+# At another scale than that of a claim, values may differ by more: trainings there are shorter.
+FACTORS_OF_ANOTHER_SCALE = (*FACTORS, 100.0)
 
 
 @cache
@@ -28,34 +32,54 @@ def tables_of(experiment: str) -> dict[str, pd.DataFrame]:
     return lookup.tables_of(ROOT / "reports" / experiment)
 
 
-def without_others(measured: Measured, **changes: Any) -> Measured:
-    """The cells alone, whatever is subtracted from them or they are divided by."""
+def without_minus_and_over(measured: Measured, **changes: Any) -> Measured:
+    """The same cells, from which nothing is subtracted and which are divided by nothing."""
     return measured.model_copy(update={"minus": None, "over": None, **changes})
 
 
 def seen_anywhere(measured: Measured, tables: Mapping[str, pd.DataFrame]) -> tuple[float, float]:
-    """Least and greatest of what is measured in all models, at all steps; a count's ends."""
+    """Least and greatest measured value of all models and steps; of a count, 0 and all rows."""
     if measured.reduce in ("count", "sum"):
-        return 0.0, float(values(without_others(measured, reduce="count"), tables).max())
+        return 0.0, float(values(without_minus_and_over(measured, reduce="count"), tables).max())
     where = {key: value for key, value in measured.where.items() if key not in (*MODEL, "step")}
-    lists = values(without_others(measured, where=where, reduce="list"), tables)
+    lists = values(without_minus_and_over(measured, where=where, reduce="list"), tables)
     seen = pd.Series([float(part) for parts in lists for part in parts])
     return float(seen.min()), float(seen.max())
 
 
 def plausible(least: float, most: float, is_count: bool) -> tuple[float, float]:
-    """What has been between `least` and `most` may also be: with this sign, or as a share."""
+    """Bounds on plausible values: they keep the sign, and shares stay shares."""
     low = 0.0 if least >= 0 else -math.inf
     if is_count:
         return low, most
     return low, 1.0 if least >= 0 and most <= 1 else 0.0 if most <= 0 and least < 0 else math.inf
 
 
+def with_steps_of_the_tables(experiment: str, claim: Claim) -> Claim:
+    """The claim, its steps moved to the same share of the training at the scale in git.
+
+    A step of the paper scale may not exist in the shorter trainings of the quick scale.
+    """
+    if SCALE in claim.scales:
+        return claim
+    lengths = [PARAMS[s][experiment]["train"]["length"] for s in (SCALE, claim.scales[0])]
+
+    def move(rows: Any) -> Any:
+        if rows is None or not isinstance(rows.get("step"), int):
+            return rows
+        distance = (steps - rows["step"] * lengths[0] / lengths[1]).abs()
+        return rows | {"step": int(steps[distance.idxmin()])}
+
+    steps = tables_of(experiment)[claim.measured.table].get("step", pd.Series(dtype=float))
+    changes = {name: move(getattr(claim.measured, name)) for name in ("where", "minus", "over")}
+    return claim.model_copy(update={"measured": claim.measured.model_copy(update=changes)})
+
+
 def wrong_cells(
-    measured: Measured, tables: Mapping[str, pd.DataFrame]
+    measured: Measured, tables: Mapping[str, pd.DataFrame], factors: Sequence[float]
 ) -> "Iterator[pd.Series[Any]]":
-    """What the cells that are measured could as well have held, for each model."""
-    cells = values(without_others(measured), tables)
+    """Other plausible values of the measured cells, one for each model."""
+    cells = values(without_minus_and_over(measured), tables)
     if not pd.api.types.is_numeric_dtype(cells):
         yield cells.map(lambda value: value[::-1] if len(set(value)) > 1 else [*value, *value])
         yield cells.map(lambda value: [2 * part for part in value])
@@ -67,21 +91,22 @@ def wrong_cells(
     seen = [*seen_anywhere(measured, tables), float(known.min()), float(known.max())]
     low, high = plausible(min(seen), max(seen), measured.reduce in ("count", "sum"))
     ends = [known * 0 + end for end in (*seen, low, high, 1.0) if math.isfinite(end)]
-    for changed in [*(known * factor for factor in SCALED), -known, *ends]:
+    for changed in [*(known * factor for factor in factors), -known, *ends]:
         if changed.between(low, high).all():
-            # A model without a value fails any claim: it gets one, as it would tell nothing.
+            # A model without a value fails every claim, so it gets one: the others decide.
             yield changed.reindex(numbers.index).fillna(float(changed.mean()))
 
 
 def can_fail(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> bool:
     """Whether a plausible value of its cells makes the claim fail."""
     look_up = lookup._look_up
-    for cells in list(wrong_cells(claim.measured, tables)):
+    factors = FACTORS if SCALE in claim.scales else FACTORS_OF_ANOTHER_SCALE
+    for cells in list(wrong_cells(claim.measured, tables, factors)):
 
         def altered(
             measured: Measured, where: Any, tables: Any, cells: "pd.Series[Any]" = cells
         ) -> "pd.Series[Any]":
-            """What is measured is altered, what it is compared with is as it is."""
+            """Change the measured cells, but not those that are subtracted or divided by."""
             return cells if where == measured.where else look_up(measured, where, tables)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -95,10 +120,10 @@ def can_fail(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> bool:
     ("experiment", "claim"), CLAIMS, ids=lambda value: getattr(value, "id", value)
 )
 def test_every_claim_can_fail(experiment: str, claim: Claim) -> None:
-    """With its cells as they are, it is judged; with plausible others in them, it does not hold."""
-    tables = tables_of(experiment)
-    assert judge(claim, tables, claim.scales[0])["outcome"] != "not comparable"
-    assert can_fail(claim, tables)
+    """The real cells give a verdict, and some other plausible cells make the claim fail."""
+    tables, moved = tables_of(experiment), with_steps_of_the_tables(experiment, claim)
+    assert judge(moved, tables, claim.scales[0])["outcome"] != "not comparable"
+    assert can_fail(moved, tables)
 
 
 MADE_UP = {
@@ -134,7 +159,7 @@ LISTS = {"table": "metrics", "value": "loss", "reduce": "list"}
         (LISTS, {"equal": [3, 4], "within": 9.0}, False),
     ],
 )
-def test_what_cannot_fail_is_found_out(
+def test_claims_that_cannot_fail_are_detected(
     measured: dict[str, Any], expected: dict[str, Any], fails: bool
 ) -> None:
     fields = {"id": "x", "statement": "s", "source": "o", "kind": "statistical"}
@@ -144,10 +169,9 @@ def test_what_cannot_fail_is_found_out(
     assert can_fail(Claim.parse(fields | {"measured": measured} | share, "c"), MADE_UP) == fails
 
 
-def test_results_in_git_are_judged_as_the_claims_say_now() -> None:
+def test_verdicts_in_git_are_those_of_the_claims_as_they_are_now() -> None:
     for experiment, card in CARDS.items():
-        file = ROOT / f"reports/{experiment}/claims.csv"
-        written = pd.read_csv(file, dtype=str, keep_default_na=False).set_index("id")
+        written = read_verdicts(ROOT / paths.claims_table(experiment)).set_index("id")
         assert [*written.index] == [claim.id for claim in card.claims]
         for claim in card.claims:
             row = judge(claim, tables_of(experiment), SCALE)
@@ -157,12 +181,12 @@ def test_results_in_git_are_judged_as_the_claims_say_now() -> None:
             assert (outcome == "not comparable") == (SCALE not in claim.scales)
 
 
-def test_there_are_claims_enough_and_none_fails_without_a_reason() -> None:
-    """At the paper scale: exact ones hold, and others that do not say why."""
+def test_there_are_enough_claims_and_failures_have_reasons() -> None:
+    """Exact claims hold at every scale. At the paper scale, other claims that fail say why."""
     assert len(CLAIMS) >= 60
     for experiment in CARDS:
-        table = pd.read_csv(ROOT / f"reports/{experiment}/claims.csv", keep_default_na=False)
-        failed = table[table["outcome"] == "not reproduced"]
+        verdicts = read_verdicts(ROOT / paths.claims_table(experiment))
+        failed = verdicts[verdicts["outcome"] == "not reproduced"]
         assert "exact" not in set(failed["kind"])
         if SCALE == "paper":
             assert failed[failed["why"] == ""]["id"].tolist() == []
