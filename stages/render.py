@@ -16,8 +16,8 @@ def main(experiment: str, slice_name: str) -> None:
         summary.mkdir(parents=True, exist_ok=True)
         for name, table in summaries.items():
             table.to_csv(summary / f"{name}.csv", index=False, float_format=paths.FLOAT_FORMAT)
-        kept = paths.RESUME / "pictures" / experiment
-        write_figures(drawn, paths.figure_json(experiment), paths.figure_png(experiment), kept)
+        known = paths.RESUME / "pictures" / experiment
+        write_figures(drawn, paths.figure_json(experiment), paths.figure_png(experiment), known)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from toycircuits import checkpoints
+from toycircuits.core import checkpoints
 from toycircuits.core.checkpoints import Trajectory, read_tensors, write_tensors
 from toycircuits.core.config import InputError
 
@@ -126,7 +126,7 @@ def test_a_safetensors_file_of_others_is_refused(
     path: Path, metadata: dict[str, str] | None
 ) -> None:
     save_file({"w": torch.zeros(1)}, path, metadata)
-    assert "no metadata of toycircuits" in refused(path)
+    assert "has no metadata of toycircuits" in refused(path)
 
 
 def test_damaged_metadata_are_refused(path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_trajectory_without_checkpoints_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / ".00000001.safetensors.partial").touch()
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(InputError, match="no checkpoint here") as caught:
+        with pytest.raises(InputError, match="found no checkpoint in this folder") as caught:
             Trajectory(folder).load()
         assert str(folder) in str(caught.value)
 

@@ -80,7 +80,7 @@ def test_good_values_become_frozen_settings() -> None:
         ({"inner": {"rate": 1, "rat": 2}}, "inner.rat: unknown key"),
         (
             {"cuont": 3},
-            "cuont: unknown key; allowed beside it: count, rate, flag, kind, pair, inner",
+            "cuont: unknown key; allowed keys: count, rate, flag, kind, pair, inner",
         ),
         ({"count": 0, "flag": 1}, "count: found 0; input should be greater than or equal to 1 "),
     ],
@@ -210,7 +210,7 @@ def test_scale_chooses_the_tree() -> None:
             "runs/changed/modle",
             {},
             "runs.changed.modle: unknown key; "
-            "allowed beside it: model, train, experiment, slice, scales, variants, publish",
+            "allowed keys: model, train, experiment, slice, final, scales, variants",
         ),
         (
             "runs/changed/scales",
@@ -239,7 +239,7 @@ def test_scale_chooses_the_tree() -> None:
             "quick/exp/model/wdith",
             3,
             "quick.exp.model with runs.changed.model with runs.changed.variants.deep.wdith: "
-            "unknown key; allowed beside it: width, depth",
+            "unknown key; allowed keys: width, depth",
         ),
         (
             "runs/changed/variants/deep/depth",

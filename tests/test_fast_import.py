@@ -5,7 +5,7 @@ import sys
 
 CHECK = """
 import sys
-from toycircuits import lean
+from toycircuits.core import fast_import as lean
 {prepare}
 lean.import_transformer_lens()
 import torch

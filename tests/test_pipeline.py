@@ -1,16 +1,15 @@
 """The pipeline as a whole: what dvc.yaml declares is what happens, and no more than needed runs."""
 
-import ast
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from project import PARAMS, ROOT, Project, python
+from imports import SRC, graph, module_name, texts
+from project import PARAMS, ROOT, Project
 from ruamel.yaml import YAML
 
-SRC = ROOT / "src"
 SLICES = sorted(path.parent.name for path in SRC.glob("toycircuits/experiments/*/task.py"))
 # The modules of a slice's contract, by the function of core/slices.py that imports them.
 SLICE_MODULES = {
@@ -21,52 +20,31 @@ RELEASES = {f"release@{name}" for name in PARAMS["released"]}
 STAGES = {path.stem: path for path in sorted((ROOT / "stages").glob("*.py"))}
 
 # A slice may have an architecture of its own; dvc.yaml cannot say which slices have.
-OPTIONAL = {"src/toycircuits/core/transformer.py", "src/toycircuits/core/rows.py"}
+OPTIONAL = {f"src/toycircuits/core/{name}.py" for name in ("products", "rows", "transformer")}
 
 
-class Imports(ast.NodeVisitor):
-    """Names of the modules that code imports, at any depth of its functions, when it runs."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def visit_If(self, node: ast.If) -> None:
-        if ast.unparse(node.test) == "TYPE_CHECKING":
-            return
-        self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        self.names |= {alias.name for alias in node.names}
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        if node.module:
-            self.names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+FILES = texts()
+IMPORTS = graph(FILES)
+PATHS = {module_name(path): path for path in FILES}
+INITS = {path for path in FILES if path.endswith("__init__.py")}  # empty, or without imports
 
 
-def imported_files(path: Path, slice_name: str) -> set[Path]:
-    """The project's files that the code in `path` imports, at any depth of its functions.
+def closure(path: str, slice_name: str) -> set[str]:
+    """Files of the project that run when the stage in `path` runs, itself among them.
 
     Slices are imported by name, through the functions `load_*` of core/slices.py.
     """
-    text = path.read_text()
-    imports = Imports()
-    imports.visit(ast.parse(text))
-    loaded = re.findall(r"(?<!def )\bload_(task|model|metrics|ablations|figures)\(", text)
-    names = imports.names | {
-        f"toycircuits.experiments.{slice_name}.{SLICE_MODULES[name]}" for name in loaded
-    }
-    files = {SRC / f"{name.replace('.', '/')}.py" for name in names}
-    return {file for file in files if file.exists()}
-
-
-def closure(path: Path, slice_name: str) -> set[str]:
-    """Files, relative to the project, that running `path` imports; `path` is among them."""
-    found, todo = {path}, [path]
+    seen, todo = set[str](), [module_name(path)]
     while todo:
-        new = imported_files(todo.pop(), slice_name) - found
-        found |= new
-        todo += new
-    return {str(file.relative_to(ROOT)) for file in found}
+        if (module := todo.pop()) not in PATHS or module in seen:
+            continue
+        seen.add(module)
+        todo += IMPORTS[module]
+        loaded = re.findall(
+            r"(?<!def )\bload_(task|model|metrics|ablations|figures)\(", FILES[PATHS[module]]
+        )
+        todo += [f"toycircuits.experiments.{slice_name}.{SLICE_MODULES[name]}" for name in loaded]
+    return {PATHS[module] for module in seen} - INITS
 
 
 def stages_of_dvc_yaml() -> dict[str, dict[str, Any]]:
@@ -76,9 +54,8 @@ def stages_of_dvc_yaml() -> dict[str, dict[str, Any]]:
 
 
 def code_of(dep: str) -> set[str]:
-    """The files that a dep on code stands for: itself, or those of a folder."""
-    files = (ROOT / dep).rglob("*.py") if (ROOT / dep).is_dir() else [ROOT / dep]
-    return {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
+    """The Python files that a dep stands for: itself, or those of a folder."""
+    return {path for path in FILES if path == dep or path.startswith(f"{dep}/")} - INITS
 
 
 @pytest.mark.parametrize("slice_name", SLICES)
@@ -89,7 +66,7 @@ def test_code_deps_equal_the_import_closure(stage: str, slice_name: str) -> None
         d.replace("${item.slice}", slice_name) for d in deps if d.startswith(("src/", "stages/"))
     ]
     declared = set().union(*map(code_of, code))
-    needed = closure(STAGES[stage], slice_name)
+    needed = closure(f"stages/{stage}.py", slice_name)
     assert declared in (needed, needed | OPTIONAL)
 
 
@@ -117,27 +94,6 @@ def test_every_stage_says_what_it_does_and_is_tested() -> None:
     stages = stages_of_dvc_yaml()
     assert set(stages) == set(STAGES)
     assert all(stage["desc"] for stage in stages.values())
-
-
-@pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: path.name)
-def test_import_rule(path: Path) -> None:
-    """Slices import the core and themselves; the core no slice; `figures.py` no torch."""
-    parts = path.relative_to(SRC).parts
-    inside = parts[2] if parts[1] == "experiments" and len(parts) > 3 else None
-    assert not any(file.parent.parent.name == "experiments" for file in imported_files(path, "")
-                   if file.parent.name != inside)  # fmt: skip
-    if path.name == "__init__.py" and path.parent != SRC / "toycircuits":
-        assert path.read_text() == ""
-    if path.name in ("figures.py", "plotting.py"):
-        text = path.read_text()
-        assert not re.search(r"^\s*(import|from) (torch|transformer_lens)", text, re.MULTILINE)
-
-
-def test_importing_the_package_imports_none_of_its_modules() -> None:
-    code = (
-        "import sys, toycircuits; print([m for m in sys.modules if m.startswith('toycircuits.')])"
-    )
-    assert python(ROOT, "-c", code, PYTHONPATH=str(SRC)).strip() == "[]"
 
 
 @pytest.fixture(scope="module")

@@ -199,7 +199,7 @@ def test_one_process_at_a_time_trains_a_run(project: Project) -> None:
         kill(first)
         first.communicate()
     assert code == 2
-    text = "another process trains this run; stop it first, its state is kept"
+    text = "another process trains this run; stop it first (it saves its state)"
     assert one_line(err) == f"error: .resume/{RUN}: {text}"
 
 
@@ -258,8 +258,8 @@ def damage_settings(path: Path) -> None:
     ("damage", "message"),
     [
         (damage_truncate, "not a readable safetensors file"),
-        (damage_foreign, "no metadata of toycircuits"),
-        (damage_shape, "inputs, its shape: found (511, 5); expected is (512, 5)"),
+        (damage_foreign, "has no metadata of toycircuits"),
+        (damage_shape, "shape of inputs: found (511, 5); expected (512, 5)"),
         (damage_settings, "made with other settings of `data`"),
         (Path.unlink, "not a readable safetensors file"),
     ],
@@ -289,8 +289,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda meta: meta["model"].update(depth=3), "model.depth: unknown key"),
         (lambda meta: meta.pop("model"), "model: found null"),
         (lambda meta: meta.pop("data"), "data: found null"),
-        (lambda meta: meta.pop("slice"), "slice: found 'None'; the package has none"),
-        (lambda meta: meta.update(slice="../../x"), "slice: found '../../x'; the package has none"),
+        (lambda meta: meta.pop("slice"), "slice: found 'None'; there is no such folder"),
+        (lambda meta: meta.update(slice="../../x"), "slice: found '../../x'; there is no such folder"),
     ],
 )
 @pytest.mark.parametrize("stage", ["measure", "ablate"])
@@ -422,7 +422,7 @@ def test_a_loss_that_is_no_number_stops_the_training(project: Project) -> None:
     project.write_params(params)
     code, _, err = project.run(*TRAIN)
     assert code == 1
-    kept = r"its checkpoints up to there are in (\S+)"
+    kept = r"the checkpoints before it are in (\S+)"
     found = re.search(
         rf"error: {RUN} seed0 .*: the loss is nan at step (\d+), and was .*; {kept}", err
     )

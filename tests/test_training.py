@@ -509,11 +509,11 @@ def test_a_diverged_training_stops_and_keeps_its_good_checkpoints(
     tmp_path: Path, value: float, changes: dict[str, int], noticed: int, kept: list[int]
 ) -> None:
     with pytest.raises(
-        DivergedError, match=rf"^the loss is (nan|inf) at step {noticed}, "
+        DivergedError, match=rf"^train: the loss is (nan|inf) at step {noticed}, "
     ) as caught:
         run(tmp_path, settings(**changes), loss=diverges_at(7, value))
     logged = 6 if changes["log_every"] == 1 else 0
-    assert re.search(rf", and was \d+\.?\d* at step {logged}$", str(caught.value))
+    assert re.search(rf", and was \d+\.?\d* at step {logged}; the checkpoints", str(caught.value))
     trajectory = Trajectory(tmp_path / "trajectory")
     assert trajectory.steps == kept
     assert all(weight.isfinite().all() for weight in trajectory.load()[0].values())

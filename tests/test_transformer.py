@@ -14,13 +14,9 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from toycircuits.core.config import InputError
+from toycircuits.core.products import dot_products, weighted_sums
 from toycircuits.core.rows import LayerRows, rows_needed
-from toycircuits.core.transformer import (
-    Transformer,
-    TransformerSettings,
-    dot_products,
-    weighted_sums,
-)
+from toycircuits.core.transformer import Transformer, TransformerSettings
 
 MakeSettings = Callable[..., TransformerSettings]
 MakeModel = Callable[..., Transformer]
@@ -502,7 +498,7 @@ def test_initial_weights_are_one_stream_in_the_published_order(
         ({"d_head": 2.0}, "model.d_head: found 2.0; input should be a valid integer"),
         ({"n_heads": True}, "model.n_heads: found true; input should be a valid integer"),
         ({"use_bias": 1}, "model.use_bias: found 1; input should be a valid boolean"),
-        ({"d_modell": 4}, "model.d_modell: unknown key; allowed beside it: n_layers, n_heads, "),
+        ({"d_modell": 4}, "model.d_modell: unknown key; allowed keys: n_layers, n_heads, "),
     ],
 )
 def test_bad_settings_are_named_in_one_line(

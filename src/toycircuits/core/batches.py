@@ -13,16 +13,16 @@ Batch: TypeAlias = Mapping[str, Tensor]
 
 
 class BatchStream:
-    """An endless stream of batches, made in blocks: an epoch's order, or many steps' fresh draws.
+    """An endless stream of batches, drawn in blocks: one epoch, or fresh data for many steps.
 
     Its state is small and exact: the generator's state before the present block, and the position
-    in it.
+    in the block.
 
     Args:
         draw: makes the next block of batches from the generator.
         generator: consumed by `draw` alone.
-        per_epoch: batches an epoch (1 for the full batch and for fresh data).
-        redraw: whether a finished block is followed by a new one, or replayed for ever.
+        per_epoch: batches in an epoch (1 for the full batch and for fresh data).
+        redraw: whether a new block follows a finished one; otherwise the first one repeats.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class BatchStream:
         return batch
 
     def state(self) -> tuple[Tensor, int]:
-        """What `restore` needs."""
+        """The generator's state before the present block, and the position in the block."""
         return self._before, self._position
 
     def restore(self, before: Tensor, position: int) -> None:
-        """Continue as the stream would have whose `state` this was."""
+        """Continue as a stream with this `state` would."""
         self._generator.set_state(before)
         self._before, self._position = before, position
         self._block = self._draw(self._generator) if position else ()

@@ -3,7 +3,6 @@
 Nothing is ever unpickled. A file appears under its name only when it is complete.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toycircuits.core.config import InputError
+from toycircuits.core.replace import replacing
 
-METADATA_KEY = "toycircuits"  # one key only: safetensors does not keep the order of several
+METADATA_KEY = "toycircuits"  # a single key: safetensors does not preserve the order of several
 MODELS = "members"  # in the metadata of final weights: model name -> metadata of that model
 Checkpoint: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]  # state dict and metadata
 
@@ -27,17 +27,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write `tensors` and JSON-able `metadata` to `path`, under a temporary name until complete.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; what stood there stands.
+        OSError: the disk is full, or the folder cannot be written; an older file stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, partial, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(contiguous, partial, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # on a full disk it would take what room there is
         raise OSError(None, f"not written: {error}", str(path)) from error
 
 
@@ -45,7 +41,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Tensors, on `device`, and metadata that `write_tensors` wrote.
 
     Raises:
-        InputError: the file is absent, damaged, or not one of ours.
+        InputError: the file is absent or damaged, or `write_tensors` did not write it.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -54,7 +50,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {error}") from None
     if metadata is None:
-        raise InputError(f"{path}: no metadata of toycircuits in this safetensors file")
+        raise InputError(f"{path}: this safetensors file has no metadata of toycircuits")
     return tensors, metadata
 
 
@@ -62,23 +58,24 @@ def read_data(path: Path, settings: Any, device: torch.device | str) -> dict[str
     """The tensors that `generate` made for a task with these `settings`, on `device`.
 
     Raises:
-        InputError: they were made for other settings, or are not what the task is made of.
+        InputError: they were made with other settings, or their names or shapes are wrong.
     """
     tensors, metadata = read_tensors(path, device)
     if metadata.get("data") != json.loads(settings.model_dump_json()):
-        raise InputError(f"{path}: made with other settings of `data`; `dvc repro` makes it anew")
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        hint = "`toycircuits repro` makes it again"
+        raise InputError(f"{path}: made with other settings of `data`; {hint}")
+    actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected: dict[str, tuple[int, ...]] = settings.shapes
-    for name in sorted({*found, *expected}):
-        if found.get(name) != expected.get(name):
-            shapes = f"found {found.get(name)}; expected is {expected.get(name)}"
-            raise InputError(f"{path}: {name}, its shape: {shapes}")
+    for name in sorted({*actual, *expected}):
+        if actual.get(name) != expected.get(name):
+            shapes = f"found {actual.get(name)}; expected {expected.get(name)}"
+            raise InputError(f"{path}: shape of {name}: {shapes}")
     return tensors
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Checkpoints of one trained model: a folder with one file a step."""
+    """Checkpoints of one trained model: a folder with one file for each step."""
 
     folder: Path
 
@@ -87,11 +84,11 @@ class Trajectory:
         """Steps with a checkpoint, ascending."""
         steps = sorted(int(path.stem) for path in self.folder.glob("[0-9]*.safetensors"))
         if not steps:
-            raise InputError(f"{self.folder}: no checkpoint here")
+            raise InputError(f"{self.folder}: found no checkpoint in this folder")
         return steps
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of `step` stands."""
+        """The file of the checkpoint of `step`."""
         return self.folder / f"{step:08d}.safetensors"
 
     def save(self, step: int, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -124,13 +121,13 @@ def model_folders(folder: Path) -> list[Path]:
     """
 
     def key(path: Path) -> list[str | int]:
-        # Texts and numbers take turns, so that like is compared with like.
+        # Texts and numbers alternate, so that text is compared with text, number with number.
         parts = re.split(r"(\d+)", path.name)
         return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
     folders = sorted((path for path in folder.glob("*") if path.is_dir()), key=key)
     if not folders:
-        raise InputError(f"{folder}: no trajectory here")
+        raise InputError(f"{folder}: found no trajectory in this folder")
     return folders
 
 

@@ -1,8 +1,8 @@
 """From `params.yaml` to validated, frozen settings.
 
 The classes themselves stand beside their only users (`DataSettings` in a slice's `task.py`,
-`TrainSettings` in `training.py`, ...). Here is what they share: strictness, one clear line for
-whatever is wrong, and how a run's own values are laid over those of its experiment.
+`TrainSettings` in `train_settings.py`, ...). This module has what they share: strictness, one clear
+line for whatever is wrong, and how the values of a run are laid over those of its experiment.
 """
 
 import json
@@ -23,14 +23,14 @@ SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
 
 
 class InputError(Exception):
-    """Something a person gave us is wrong; the message is one line that names it."""
+    """A user's input is wrong; the message is one line that names the key or file."""
 
 
 @contextmanager
 def exit_on_bad_input() -> Iterator[None]:
     """Turn an `InputError` into one line on standard error and exit code 2.
 
-    What a disk refuses is one line, too, and exit code 1.
+    An `OSError`, such as a full disk, becomes one line and exit code 1.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def exit_on_bad_input() -> Iterator[None]:
 
 @contextmanager
 def at_key(prefix: str) -> Iterator[None]:
-    """Put `prefix` before the key that an `InputError` of the body names."""
+    """Prefix the key that an `InputError` of the body names with `prefix` and a dot."""
     try:
         yield
     except InputError as error:
@@ -55,22 +55,22 @@ def at_key(prefix: str) -> Iterator[None]:
 class Settings(BaseModel):
     """Frozen settings in which every key is known, required unless it has a default, and typed.
 
-    Types are strict because DVC cannot tell `2` from `2.0` or `1` from `true`: were we to take
-    both, an edit could change a result without any stage running again.
+    Types are strict because DVC cannot tell `2` from `2.0` or `1` from `true`: if both were valid,
+    an edit could change a result without any stage running again.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     def check(self, data: Any, train: Any) -> None:
-        """Raise an `InputError` where these settings do not go with those of task and training.
+        """Raise an `InputError` if these settings conflict with those of task and training.
 
         Stages and `toycircuits check` call it for the sections train, measure and ablate. By
-        default all goes with all.
+        default nothing conflicts.
         """
 
     @classmethod
     def parse(cls, values: Any, key: str) -> Self:
-        """Validate `values`, which stand at `key` of params.yaml (or of a file's metadata).
+        """Validate `values`, which come from `key` of params.yaml or of a file's metadata.
 
         Raises:
             InputError: one line with the full key path, what was found and what is allowed.
@@ -84,7 +84,7 @@ class Settings(BaseModel):
 
 
 def _exact_literals(cls: type[BaseModel], values: Any, key: str) -> None:
-    """Raise an `InputError` for 0 where false is meant: Pydantic takes it for `Literal[False]`."""
+    """Raise an `InputError` for 0 where false is meant: Pydantic accepts it as `Literal[False]`."""
     for name, value in values.items() if isinstance(values, dict) else ():
         field = cls.model_fields.get(name)
         options = get_args(field.annotation) if field else ()
@@ -96,19 +96,19 @@ def _exact_literals(cls: type[BaseModel], values: Any, key: str) -> None:
 def _one_line(error: ValidationError, key: str, cls: type[BaseModel]) -> str:
     first, *others = error.errors()
     path = ".".join([key, *(str(part) for part in first["loc"])])
-    found = json.dumps(first["input"])
-    found = found if len(found) <= 80 else found[:77] + "..."
+    value = json.dumps(first["input"])
+    value = value if len(value) <= 80 else value[:77] + "..."
     match first["type"]:
         case "extra_forbidden":
             top = len(first["loc"]) == 1
             text = "unknown key"
-            text += f"; allowed beside it: {', '.join(cls.model_fields)}" if top else ""
+            text += f"; allowed keys: {', '.join(cls.model_fields)}" if top else ""
         case "missing":
             text = "missing key"
         case "value_error":
             text = str(first["ctx"]["error"])
         case _:
-            text = f"found {found}; {first['msg'][0].lower()}{first['msg'][1:]}"
+            text = f"found {value}; {first['msg'][0].lower()}{first['msg'][1:]}"
     return f"{path}: {text}" + (f" (and {len(others)} more)" if others else "")
 
 
@@ -116,7 +116,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class RunValues(Settings):
-    """Values of one run, laid over the sections of its experiment."""
+    """Values of a run that replace those in the sections of its experiment."""
 
     model: dict[str, Any] = {}
     train: dict[str, Any] = {}
@@ -128,7 +128,7 @@ class RunEntry(RunValues):
     Attributes:
         experiment: key of the experiment, in `experiments:` and in the tree of each scale.
         slice: folder of the experiment's code under `toycircuits/experiments/`.
-        scales: scale -> values for that scale alone.
+        scales: scale -> further values, for that scale only.
         variants: name -> further values for `model`; all variants train in the run's one stage.
         final: path of the final weights: the file that git carries, if the run is one of
             `released:`, or the folder of the run's trajectories.
@@ -242,20 +242,20 @@ def _refuse_aliases(path: Path) -> None:
     for event in YAML(typ="safe", pure=True).parse(text):
         anchor = getattr(event, "anchor", None)
         if anchor or getattr(event, "value", None) == "<<":
-            found = f"&{anchor} or *{anchor}" if anchor else "<<"
+            what = f"the anchor or alias {anchor!r}" if anchor else "the merge key <<"
             line = event.start_mark.line + 1
             raise InputError(
-                f"{path}: line {line}: found {found}; write the values out: "
-                "DVC changes all users of an anchor at once, or none"
+                f"{path}: line {line}: found {what}; write the values out, because "
+                "`dvc exp run -S` changes all users of an anchor or none"
             )
 
 
 def check_keys(values: Any, key: str) -> None:
-    """Raise an `InputError` for a key that is no printable text: YAML has dates, even lists."""
+    """Raise an `InputError` for a key that is not printable text; YAML allows dates, even lists."""
     if isinstance(values, dict):
         for name, value in values.items():
             if not isinstance(name, str) or not name.isprintable():
-                raise InputError(f"{key}: found the key {name!r}; keys are printable text")
+                raise InputError(f"{key}: found the key {name!r}; allowed keys are printable text")
             check_keys(value, f"{key}: {name}")
     elif isinstance(values, list):
         for value in values:

@@ -1,4 +1,4 @@
-"""Where the computing happens. Never a param: it must not decide whether a result is stale."""
+"""The device that computes. It is not a param, because it must not make a result stale."""
 
 import torch
 
@@ -6,12 +6,18 @@ from toycircuits.core.config import InputError
 
 
 def prepare(name: str) -> torch.device:
-    """The device called `name` ("auto": CUDA if there is one), ready for reproducible work.
+    """Set torch up for reproducible work and return the device called `name`.
 
-    One thread: sums are then always split the same way, so that the bytes of a result do not
-    depend on how many runs share the machine. Denormals are flushed to zero: once a training has
-    converged, its gradients are full of them, and a step then takes twice as long. On a CPU, one
-    thread is deterministic by itself: torch's deterministic mode would only load its compiler.
+    Torch uses one thread. It then always splits sums in the same way, so that the bytes of a result
+    do not depend on how many runs share the machine. Denormals are flushed to zero: the gradients
+    of a converged training are full of them, and make a step take twice as long. On a CPU, one
+    thread is deterministic by itself, and torch's deterministic mode would only load its compiler.
+
+    Args:
+        name: as torch names devices, or "auto" for CUDA if there is one and else the CPU.
+
+    Raises:
+        InputError: there is no such device.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

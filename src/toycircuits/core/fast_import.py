@@ -1,9 +1,9 @@
 """Import TransformerLens without the Hugging Face libraries, which load for over a second.
 
-Its hooks, caches and factored matrices, all that this project uses of it, need none of them; its
-`__init__` imports them all the same, for language models. A stage starts dozens of times in one
-reproduction. So the project's own commands, and they alone, import it with stand-ins in their
-place; whoever imports `toycircuits` elsewhere gets TransformerLens as it is.
+This project uses its hooks, caches and factored matrices, which do not need those libraries. Its
+`__init__` imports them for language models. As stages start dozens of times in one reproduction,
+the project's commands import TransformerLens with stand-ins in their place. Other programs that
+import `toycircuits` get TransformerLens as it is.
 """
 
 import sys

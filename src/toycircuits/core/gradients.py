@@ -17,29 +17,34 @@ Differentiate: TypeAlias = Callable[[Any, Batch], tuple[Tensor, tuple[Tensor | N
 def gradients_of(
     loss: Callable[[Any, Batch], Tensor], parameters: Sequence[Tensor]
 ) -> Differentiate:
-    """From model and batch to the loss, and its gradient for each parameter; None where unused.
+    """A function from model and batch to the loss and its gradient for each of `parameters`.
 
-    Each gradient is a tensor of its own, and contiguous: fused optimizers take gradients to lie in
-    memory as the parameters do, and clipping would clip a shared one twice.
+    The gradient of an unused parameter is None. Gradients share no memory and are contiguous:
+    fused optimizers assume that a gradient lies in memory as its parameter does, and clipping would
+    clip shared memory twice.
     """
 
     def differentiate(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         value = loss(model, batch)
-        found = torch.autograd.grad(value, parameters, allow_unused=True)
-        own = [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in found]
-        return value.detach(), tuple(own)
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        copies = [g if g is None else _contiguous_copy(g) for g in gradients]
+        return value.detach(), tuple(copies)
 
     return differentiate
 
 
-def compiled(differentiate: Differentiate, device: torch.device) -> Differentiate:
-    """Loss and gradient as machine code.
+def _contiguous_copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
-    In one graph, backward pass included: it takes half the time of one graph forward and one
-    backward, between which everything is saved. Breaks in it would cost more than what is gained
-    around them, so that `loss` must not look at values. On CUDA one launch of a graph of kernels.
+
+def compiled(differentiate: Differentiate, device: torch.device) -> Differentiate:
+    """`differentiate` compiled to machine code, as one graph that includes the backward pass.
+
+    One graph takes half the time of a forward and a backward graph, between which everything is
+    saved. A break in the graph would cost more than compiling saves, so that the loss must not
+    depend on values in Python. On CUDA, a step is one launch of a graph of kernels.
     """
-    torch.compiler.reset()  # what was made for the models before would count against a limit
+    torch.compiler.reset()  # torch limits how many graphs it compiles; earlier models count too
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.config.skip_nnmodule_hook_guards = False  # see hooks that are set later
     mode = "reduce-overhead" if device.type == "cuda" else None
@@ -48,7 +53,7 @@ def compiled(differentiate: Differentiate, device: torch.device) -> Differentiat
 
     def run(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         nonlocal prepared
-        if not prepared:  # what a model works out at its first call must not be in the graph
+        if not prepared:  # a model's first call makes plans, which must not be part of the graph
             differentiate(model, batch)
             prepared = True
         return machine_code(model, batch)
@@ -59,10 +64,10 @@ def compiled(differentiate: Differentiate, device: torch.device) -> Differentiat
 @functools.cache
 def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` works here; it needs a C++ compiler and Python's header files."""
-    unheard_of = time.time_ns()  # else it might be found, compiled, in a cache
+    new_number = time.time_ns()  # so that no cache has this function
     try:
-        torch.compile(lambda x: x + unheard_of, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # of many kinds, by what is missing
+        torch.compile(lambda x: x + new_number, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # its class depends on what is missing
         reason = str(error).strip().splitlines() or [type(error).__name__]
         print(f"note: training without torch.compile: {reason[0]}", file=sys.stderr)
         return False

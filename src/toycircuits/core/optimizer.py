@@ -13,10 +13,10 @@ EPS = 1e-8  # of Adam, as PyTorch has it by default
 
 
 class Optimizer:
-    """PyTorch's fused Adam or AdamW, less what its classes look up anew at every step.
+    """PyTorch's fused Adam or AdamW, without what its classes look up again at every step.
 
-    That is a quarter of a millisecond, as much as a quarter of a step of the smallest models. Only
-    parameters that got a gradient are changed, as there.
+    The lookups take a quarter of a millisecond, which is a quarter of a step of the smallest
+    models. As in PyTorch, only parameters with a gradient change.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -36,9 +36,9 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Change the parameters by their gradients, and forget these."""
-        given = [(s, s["parameter"].grad) for s in self._slots]
-        slots, gradients = zip(*[(s, g) for s, g in given if g is not None], strict=True)
+        """Update the parameters by their gradients, and set the gradients to None."""
+        pairs = [(s, s["parameter"].grad) for s in self._slots]
+        slots, gradients = zip(*[(s, g) for s, g in pairs if g is not None], strict=True)
         beta1, beta2 = self._settings.betas
         self._update(
             [slot["parameter"] for slot in slots],
@@ -60,11 +60,11 @@ class Optimizer:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs."""
+        """The moments and step counts, which `restore` takes."""
         moments = [{n: x for n, x in slot.items() if n != "parameter"} for slot in self._slots]
         return {f"{i}/{name}": x for i, slot in enumerate(moments) for name, x in slot.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue as the optimizer would have whose `state` this was."""
-        for key, own in self.state().items():
-            own.copy_(state[key])
+        """Take over the `state` of another optimizer of the same parameters."""
+        for key, tensor in self.state().items():
+            tensor.copy_(state[key])

@@ -17,34 +17,35 @@ import plotly.graph_objects as go
 import psutil
 
 from toycircuits.core.plotting import HEIGHT, SCALE, WIDTH
+from toycircuits.core.replace import replacing
 
 STUCK_AFTER = 120.0  # seconds without a new picture; one takes half a second, a start of Chrome ten
 
 
 def write_figures(
-    figures: Mapping[str, go.Figure], json_folder: Path, png_folder: Path, kept: Path
+    figures: Mapping[str, go.Figure], json_folder: Path, png_folder: Path, known: Path
 ) -> None:
     """Write every figure as JSON (interactive) and PNG (static).
 
-    Without Chrome, which draws the PNGs, the JSON is written all the same, and a line on standard
+    Chrome draws the PNGs. Without it, the function writes the JSON only, and a line on standard
     error says how to get the pictures.
 
     Args:
-        kept: folder of the pictures last drawn here, under names that say what they were drawn
-            from and by (but for the fonts). Those of unchanged figures are taken from it: Chrome
-            takes half a second for each.
+        known: folder of the pictures that were last drawn here. Their names are hashes of the
+            figure and of the programs that drew it (not of the fonts). Pictures of unchanged
+            figures are copied from it, because Chrome takes half a second for each.
     """
     for folder in (json_folder, png_folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    kept.mkdir(parents=True, exist_ok=True)
+    known.mkdir(parents=True, exist_ok=True)
     drawing_with = _versions()
     known_as, to_draw = {}, []
     for order, (name, figure) in enumerate(figures.items()):
         text = figure.update_layout(meta={"order": order}).to_json()
         (json_folder / f"{name}.json").write_text(text)
         picture = png_folder / f"{name}.png"
-        known_as[picture] = kept / f"{_digest(text, *drawing_with)}.png"
+        known_as[picture] = known / f"{_digest(text, *drawing_with)}.png"
         if _is_whole(known_as[picture]):
             shutil.copyfile(known_as[picture], picture)
         else:
@@ -58,18 +59,17 @@ def write_figures(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         for _, picture in to_draw:
             if not _is_whole(picture):
-                picture.unlink(missing_ok=True)  # Kaleido marks a name that it means to draw
+                picture.unlink(missing_ok=True)  # Kaleido creates an empty file first
         note = f"pictures not drawn: {reason}"
         (png_folder / "NOT_DRAWN.txt").write_text(note + "\n")
         hint = "install Chrome or Chromium, then `dvc repro --force` this stage"
         print(f"warning: {note}; {hint}; tables and interactive figures are safe", file=sys.stderr)
         return
-    for old in {*kept.iterdir()} - {*known_as.values()}:
+    for old in {*known.iterdir()} - {*known_as.values()}:
         old.unlink()
     for _, picture in to_draw:
-        partial = kept / f".{picture.name}.partial"
-        shutil.copyfile(picture, partial)
-        partial.replace(known_as[picture])
+        with replacing(known_as[picture]) as partial:
+            shutil.copyfile(picture, partial)
 
 
 def _draw(figures: Sequence[tuple[go.Figure, Path]]) -> None:
@@ -91,19 +91,20 @@ def _draw(figures: Sequence[tuple[go.Figure, Path]]) -> None:
 
 
 def draw_pictures(jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Let Kaleido draw `jobs`, with one start of Chrome, which costs as much as ten pictures.
+    """Let Kaleido draw `jobs` with one start of Chrome, which costs as much as ten pictures.
 
-    On a busy machine Chrome may fail to answer its very first message, and Kaleido waits for ever:
-    a Chrome that leaves no new picture for `STUCK_AFTER` seconds is killed, and once started anew.
+    On a busy machine Chrome may fail to answer its first message, and Kaleido then waits for ever.
+    Therefore a Chrome that makes no new picture for `STUCK_AFTER` seconds is killed and started
+    again, once.
 
-    Without MathJax, which Kaleido would otherwise ask a server for before each picture; no label
-    has mathematics that plotly's own HTML tags cannot set.
+    MathJax is off, because Kaleido would ask a server for it before each picture. Plotly's own HTML
+    tags can set all mathematics in the labels.
 
     Args:
         jobs: `fig`, `path` and `opts` of each picture, as `kaleido.write_fig_from_object` has them.
 
     Raises:
-        Exception: what Kaleido raises, of many classes; what is drawn by then stays.
+        Exception: of whatever class Kaleido raises; pictures drawn before it stay.
     """
     import kaleido
 
@@ -123,7 +124,11 @@ def draw_pictures(jobs: Sequence[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def _ending_what_is_stuck(paths: Sequence[Path]) -> Iterator[threading.Event]:
-    """Kill processes that were started meanwhile, once no picture comes; the event tells of it."""
+    """While the body runs, kill the processes that it started if no new picture appears.
+
+    Yields:
+        An event that is set if this happened.
+    """
     done, stuck = threading.Event(), threading.Event()
     before = {*psutil.Process().children(recursive=True)}
 
@@ -148,8 +153,8 @@ def _ending_what_is_stuck(paths: Sequence[Path]) -> Iterator[threading.Event]:
 
 
 def is_drawn(picture: Path) -> bool:
-    """Whether Kaleido has drawn to `picture`."""
-    return picture.exists() and picture.stat().st_size > 0  # Kaleido makes it empty first
+    """Whether Kaleido has drawn `picture`."""
+    return picture.exists() and picture.stat().st_size > 0  # Kaleido creates an empty file first
 
 
 def _is_whole(picture: Path) -> bool:
@@ -166,12 +171,12 @@ def find_browser() -> str:
 
 
 def _versions() -> list[str]:
-    """What decides the look of a figure beside itself: this code, libraries, and the browser."""
+    """What else decides the look of a figure: this code, the libraries and the browser."""
     browser = find_browser()
     state = Path(browser).stat() if Path(browser).is_file() else None
-    try:  # a launcher's file may stay when what it launches is renewed
-        told = subprocess.run([browser, "--version"], capture_output=True, timeout=20, check=False)
-        version = told.stdout.decode(errors="replace")
+    try:  # a launcher's file may stay the same when the browser that it starts is upgraded
+        done = subprocess.run([browser, "--version"], capture_output=True, timeout=20, check=False)
+        version = done.stdout.decode(errors="replace")
     except (OSError, subprocess.TimeoutExpired):
         version = ""
     libraries = [f"{name} {metadata.version(name)}" for name in ("kaleido", "plotly")]

@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and in grey by most.
+# Okabe and Ito's palette: colour-blind readers can distinguish it, and most colours in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 GREY = "#777777"  # controls, floors, chance
 DASHES = ("solid", "dash", "dot", "dashdot")  # a second means where colours are more than four

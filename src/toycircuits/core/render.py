@@ -1,4 +1,4 @@
-"""The comparisons and figures of one experiment, from its tables."""
+"""The summaries and figures of one experiment, from its tables."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,10 +37,10 @@ def draw(
 
 @contextmanager
 def _missing_named(folder: Path) -> Iterator[None]:
-    """Say in one line which table or column a figure did not find in `folder`.
+    """Turn the absence of a table or column that a figure needs into one line.
 
     Raises:
-        InputError: pandas knows no such column, plotly no such column, or there is no such table.
+        InputError: a table is not in `folder`, or pandas or plotly does not find a column.
     """
     try:
         yield
@@ -48,5 +48,7 @@ def _missing_named(folder: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if isinstance(error, ValueError) and "is not the name of a column" not in reason:
             raise
-        text = f"a table or column is missing: {reason}; `dvc repro --force` makes them anew"
+        text = (
+            f"a table or column is missing: {reason}; `toycircuits repro --force` makes them again"
+        )
         raise config.InputError(f"{folder}: {text}") from error

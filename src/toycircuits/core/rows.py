@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+SHARED_FROM = 4  # rows of the batch for each entry of a table, from which a table saves time
 Index: TypeAlias = slice | list[int]  # of positions; a slice where they are adjacent
 
 

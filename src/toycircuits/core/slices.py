@@ -8,7 +8,7 @@ to define. Sizes and names of tensors and tables are the slice's own.
 import importlib
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from toycircuits.core.config import InputError, Settings
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # whoever imports this module needs none of them
 PACKAGE = "toycircuits.experiments"
 
 
+@runtime_checkable
 class TaskData(Protocol):
     """What the core asks of a task's `DataSettings`, beside being settings."""
 
@@ -41,6 +42,7 @@ class TaskData(Protocol):
         """Names of the values that `evaluate` returns."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """`task.py`: the data, the batches, the loss and what the training log tells."""
 
@@ -83,6 +85,7 @@ class Task(Protocol):
         """What the training log tells of `model`, under the names in `DataSettings.metrics`."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """`model.py`: the architecture."""
 
@@ -100,6 +103,7 @@ class Model(Protocol):
         """
 
 
+@runtime_checkable
 class Metrics(Protocol):
     """`metrics/measure.py`: what is measured of a model and of its whole trajectory.
 
@@ -130,6 +134,7 @@ class Metrics(Protocol):
         """
 
 
+@runtime_checkable
 class Ablations(Protocol):
     """`ablations.py`: what is lost without a part of the final model."""
 
@@ -150,6 +155,7 @@ class Ablations(Protocol):
         """
 
 
+@runtime_checkable
 class Figures(Protocol):
     """`figures/draw.py`: tables over all runs, and figures; both come from tables alone."""
 

@@ -1,4 +1,4 @@
-"""What figures and summaries ask of tidy tables: models told apart, spreads over seeds, rates."""
+"""Tidy tables: which rows belong to which model, means and ranges over seeds, rates."""
 
 import math
 from collections import defaultdict
@@ -8,12 +8,12 @@ import pandas as pd
 
 from toycircuits.core.config import InputError
 
-MODEL = ["run", "variant", "seed"]  # the columns that tell models apart
+MODEL = ["run", "variant", "seed"]  # the columns that identify a model
 Z95 = 1.959963984540054  # standard errors of a two-sided 95% interval of a normal variable
 
 
 def model_number(table: pd.DataFrame) -> "pd.Series[int]":
-    """Which model each row belongs to, counted in order of appearance.
+    """The number of the model that each row belongs to, in order of appearance.
 
     >>> rows = {"run": ["a", "a", "b"], "variant": ["", "", None], "seed": [7, 8, 7]}
     >>> model_number(pd.DataFrame(rows)).tolist()
@@ -23,7 +23,7 @@ def model_number(table: pd.DataFrame) -> "pd.Series[int]":
 
 
 def first_model(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the first model in the table: pictures of weights and activations show one."""
+    """Rows of the first model in the table, for pictures of weights and activations."""
     return table[model_number(table) == 0].reset_index(drop=True)
 
 
@@ -51,19 +51,19 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     >>> [round(bound, 4) for bound in wilson(0, 3)], [round(bound, 4) for bound in wilson(5, 10)]
     ([0.0, 0.5615], [0.2366, 0.7634])
     """
-    from scipy.stats import binomtest  # here, because few figures need it and it loads slowly
+    from scipy.stats import binomtest  # imported here because it loads slowly and few need it
 
     interval = binomtest(successes, trials).proportion_ci(0.95, "wilson")
     return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
-    """The 95% interval of a mean of two values or more, after Student: the values being normal.
+    """Student's 95% interval of the mean of two or more normally distributed values.
 
     >>> [round(bound, 4) for bound in mean_interval(pd.Series([1.0, 2.0, 3.0]))]
     [-0.4841, 4.4841]
     """
-    from scipy.stats import t  # here, because few need it and it loads slowly
+    from scipy.stats import t  # imported here because it loads slowly and few need it
 
     mean, error = float(values.mean()), float(values.std()) / math.sqrt(len(values))
     half = float(t.ppf(0.975, len(values) - 1)) * error
@@ -71,7 +71,7 @@ def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of all runs under `folder`, those of one name in one, with the run's name.
+    """Tables by name, each joined over all runs under `folder`, with a column for the run.
 
     Raises:
         InputError: a file is not a table.

@@ -40,13 +40,14 @@ class TrainSettings(Settings):
     """How to train.
 
     Attributes:
-        batch_size: sequences a step, or None for the full batch.
+        batch_size: sequences in a step, or None for the full batch.
         unit: what `length`, `log_every` and `checkpoint_every` count.
-        compile: make machine code of the loss and its gradient first (`torch.compile`): up to five
-            times as fast, after some 20 seconds. It rounds otherwise, so that it is a setting.
-        weight_seeds: seeds of the initial weights, one model each.
-        batch_seeds: seeds of the order or draw of batches, one a model. None: the generator of the
-            weights goes on to give the batches, as after one `torch.manual_seed` for all.
+        compile: compile the loss and its gradient first (`torch.compile`). Training is then up to
+            five times as fast, after some 20 seconds. Compiled code rounds differently, and
+            therefore this is a setting.
+        weight_seeds: seeds of the initial weights, one for each model.
+        batch_seeds: seeds of the order or draw of batches, one for each model. None: the generator
+            that drew the weights also draws the batches, as after one `torch.manual_seed`.
     """
 
     optimizer: Literal["Adam", "AdamW"]
@@ -96,8 +97,8 @@ class TrainSettings(Settings):
         """Raise an `InputError` for a metric to stop at that is not logged."""
         logged = ("step", "lr", "train_loss", *data.metrics)
         if self.stop is not None and self.stop.metric not in logged:
-            found, allowed = self.stop.metric, ", ".join(logged)
-            raise InputError(f"train.stop.metric: found {found!r}; allowed: {allowed}")
+            allowed = ", ".join(logged)
+            raise InputError(f"train.stop.metric: found {self.stop.metric!r}; allowed: {allowed}")
 
     @property
     def seed_pairs(self) -> list[tuple[int, int | None]]:
@@ -105,5 +106,5 @@ class TrainSettings(Settings):
         return list(zip(self.weight_seeds, self.batch_seeds or cycle([None]), strict=False))
 
     def select(self, data: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What a model trained with these settings sees of the data; a task may override it."""
+        """The part of the data that these settings train and evaluate on, by default all of it."""
         return data

@@ -30,7 +30,7 @@ RESUME_EVERY = 20.0  # seconds between saves of the resume state; has no influen
 
 @dataclass(frozen=True)
 class Objective:
-    """What a task hands to the loop.
+    """What the loop needs of a task.
 
     Attributes:
         stream: the batches.
@@ -61,82 +61,37 @@ class StoppedError(Exception):
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The list in which SIGINT and SIGTERM are noted, so that the step at work can end first.
+    """A list that collects SIGINT and SIGTERM, so that the present step can end first.
 
-    A second signal interrupts at once. Only a program's main thread can do this; elsewhere
-    signals do what they did.
+    A second signal interrupts at once. Only a program's main thread can set handlers; in other
+    threads signals keep their effect and the list stays empty.
     """
-    noted: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        if noted:
+    def handle(number: int, frame: object) -> None:
+        if received:
             raise KeyboardInterrupt
-        noted.append(number)
+        received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield received
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield noted
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@dataclass
-class _State:
-    """All that changes during training."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    stream: BatchStream
-    label: str
-    trajectory: Trajectory
-    step: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    done: bool = False
-
-    def save(self, path: Path, key: str) -> None:
-        before, position = self.stream.state()
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors["stream"] = before
-        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
-        rows = [list(row.items()) for row in self.rows]  # pairs: a mapping would come back sorted
-        progress = {"step": self.step, "position": position, "rows": rows, "done": self.done}
-        write_tensors(path, tensors, {"key": key, **progress})
-
-    def restore(self, path: Path, key: str) -> bool:
-        """Take up the state saved at `path` if it was saved under the same key."""
-        if not path.exists():
-            return False
-        try:
-            tensors, meta = read_tensors(path)
-        except InputError as error:
-            print(f"resume state ignored: {error}", file=sys.stderr)
-            return False
-        if meta.get("key") != key:
-            print(f"resume state ignored: {path} belongs to another training", file=sys.stderr)
-            return False
-        moments = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer/")}
-        model_state = {k[6:]: v for k, v in tensors.items() if k.startswith("model/")}
-        self.model.load_state_dict(model_state)
-        self.optimizer.restore(moments)
-        self.stream.restore(tensors["stream"], meta["position"])
-        self.step, self.done = meta["step"], meta["done"]
-        self.rows = [dict(row) for row in meta["rows"]]
-        print(f"resuming at step {self.step}", file=sys.stderr)
-        return True
 
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
     """Let one process at a time work in `folder`.
 
-    DVC's own locks do not do it: a killed `dvc repro` leaves its stage running.
+    DVC's own locks do not ensure this: a killed `dvc repro` leaves its stage running.
 
     Raises:
-        InputError: another process does.
+        InputError: another process works there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -144,7 +99,7 @@ def only_process(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise InputError(
-            f"{folder}: another process trains this run; stop it first, its state is kept"
+            f"{folder}: another process trains this run; stop it first (it saves its state)"
         ) from None
 
 
@@ -168,86 +123,156 @@ def train(
         label: what the progress bar and messages call the model.
 
     Returns:
-        One row a log point: `step` (updates done), `lr`, `train_loss` (of the batch of that step,
-        before its update) and what `objective.evaluate` gives.
+        One row for each log point: `step` (updates done), `lr`, `train_loss` (of the batch of that
+        step, before its update) and what `objective.evaluate` gives.
 
     Raises:
         DivergedError: the loss is not finite; checkpoints written before stay in `folder`.
         StoppedError: SIGINT or SIGTERM came; the state is saved.
     """
-    stream = objective.stream
-    per_unit = stream.per_epoch if settings.unit == "epoch" else 1
-    last = settings.length * per_unit
-    trajectory, resume_path = Trajectory(folder / "trajectory"), folder / "resume.safetensors"
-    state = _State(model, Optimizer(model, settings), stream, label, trajectory)
-    parameters = state.optimizer.parameters
-    differentiate = gradients_of(objective.loss, parameters)
-    if settings.compile:
-        differentiate = compiled(differentiate, parameters[0].device)
-    if not state.restore(resume_path, key):
-        shutil.rmtree(trajectory.folder, ignore_errors=True)
-    if state.done:
-        return state.rows
-    bar = tqdm(
-        total=last,
-        initial=state.step,
-        desc=label,
-        unit="step",
-        # Whoever reads a log while it grows may ask for more lines, by tqdm's own variable.
-        mininterval=float(os.environ.get("TQDM_MININTERVAL", 0.5 if sys.stderr.isatty() else 30)),
-    )
+    training = _Training(model, objective, settings, folder, key, metadata, label)
+    training.restore_or_clear()
     saved = time.monotonic()
-    with bar, _signals() as signals:
-        while True:
+    with training.progress_bar() as bar, _signals() as signals:
+        while not training.done:
             if signals or time.monotonic() - saved > RESUME_EVERY:
-                state.save(resume_path, key)
+                training.save()
                 saved = time.monotonic()
             if signals:
-                text = f"{label}: stopped at step {state.step}"
+                text = f"{label}: stopped at step {training.step}"
                 raise StoppedError(f"{text}; the same command continues from there", signals[0])
-            unit, within = divmod(state.step, per_unit)
-            if settings.schedule is not None:
-                factor = settings.schedule.factor(min(unit, settings.length - 1), settings.length)
-                state.optimizer.lr = settings.lr * factor
-            at_end = state.step == last
-            loss, gradients = differentiate(model, stream.next())
-            if within == 0 and (unit % settings.log_every == 0 or at_end):
-                row = _log(state, loss, objective)
-                at_end |= _reached(settings.stop, row)
-                bar.set_postfix(loss=f"{row['train_loss']:.3g}", refresh=False)
-            if within == 0 and (unit % settings.checkpoint_every == 0 or at_end):
-                _check_finite(loss, state)
-                trajectory.save(state.step, model.state_dict(), metadata)
-            if at_end:
-                state.done = True
-                state.save(resume_path, key)
-                return state.rows
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            if settings.clip_grad_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, settings.clip_grad_norm)
-            state.optimizer.step()
-            state.step += 1
-            bar.update()
+            training.advance(bar)
+        training.save()
+    return training.rows
 
 
-def _log(state: _State, loss: Tensor, objective: Objective) -> dict[str, float]:
-    _check_finite(loss, state)
-    with torch.no_grad():
-        values = objective.evaluate(state.model)
-    row = {"step": state.step, "lr": state.optimizer.lr, "train_loss": loss.item(), **values}
-    state.rows.append(row)
-    return row
+@dataclass
+class _Training:
+    """A training in progress: what it is given, and all that changes while it runs."""
+
+    model: nn.Module
+    objective: Objective
+    settings: TrainSettings
+    folder: Path
+    key: str
+    metadata: Mapping[str, Any]
+    label: str
+    step: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        self.stream = self.objective.stream
+        self.trajectory = Trajectory(self.folder / "trajectory")
+        self.resume_file = self.folder / "resume.safetensors"
+        self.optimizer = Optimizer(self.model, self.settings)
+        self.parameters = self.optimizer.parameters
+        self.steps_per_unit = self.stream.per_epoch if self.settings.unit == "epoch" else 1
+        self.last_step = self.settings.length * self.steps_per_unit
+        self.differentiate = gradients_of(self.objective.loss, self.parameters)
+        if self.settings.compile:
+            self.differentiate = compiled(self.differentiate, self.parameters[0].device)
+
+    def progress_bar(self) -> "tqdm[Any]":
+        """A bar over the steps, from the present one."""
+        return tqdm(
+            total=self.last_step,
+            initial=self.step,
+            desc=self.label,
+            unit="step",
+            disable=self.done,
+            # A program that follows the log can ask for more lines with tqdm's own variable.
+            mininterval=float(
+                os.environ.get("TQDM_MININTERVAL", 0.5 if sys.stderr.isatty() else 30)
+            ),
+        )
+
+    def advance(self, bar: "tqdm[Any]") -> None:
+        """Take one step, and before its update log and save what is due; at the end, stop."""
+        unit, within = divmod(self.step, self.steps_per_unit)
+        self._set_learning_rate(unit)
+        loss, gradients = self.differentiate(self.model, self.stream.next())
+        if within == 0:
+            self._record(loss, unit, bar)
+        if self.done:
+            return
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.settings.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm)
+        self.optimizer.step()
+        self.step += 1
+        bar.update()
+
+    def _set_learning_rate(self, unit: int) -> None:
+        if self.settings.schedule is not None:
+            length = self.settings.length
+            factor = self.settings.schedule.factor(min(unit, length - 1), length)
+            self.optimizer.lr = self.settings.lr * factor
+
+    def _record(self, loss: Tensor, unit: int, bar: "tqdm[Any]") -> None:
+        """At the start of a unit: log, decide whether to stop, save a checkpoint."""
+        self.done = self.step == self.last_step
+        if unit % self.settings.log_every == 0 or self.done:
+            self._check_finite(loss)
+            with torch.no_grad():
+                values = self.objective.evaluate(self.model)
+            row = {"step": self.step, "lr": self.optimizer.lr, "train_loss": loss.item(), **values}
+            self.rows.append(row)
+            self.done |= _reached(self.settings.stop, row)
+            bar.set_postfix(loss=f"{row['train_loss']:.3g}", refresh=False)
+        if unit % self.settings.checkpoint_every == 0 or self.done:
+            self._check_finite(loss)
+            self.trajectory.save(self.step, self.model.state_dict(), self.metadata)
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if math.isfinite(loss.item()):
+            return
+        text = f"{self.label}: the loss is {loss.item()} at step {self.step}"
+        if self.rows:
+            row = self.rows[-1]
+            text += f", and was {row['train_loss']:.4g} at step {row['step']}"
+        raise DivergedError(f"{text}; the checkpoints before it are in {self.trajectory.folder}")
+
+    def save(self) -> None:
+        """Save the state, from which `restore_or_clear` continues."""
+        before, position = self.stream.state()
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors["stream"] = before
+        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
+        rows = [list(row.items()) for row in self.rows]  # pairs: a mapping would come back sorted
+        progress = {"step": self.step, "position": position, "rows": rows, "done": self.done}
+        write_tensors(self.resume_file, tensors, {"key": self.key, **progress})
+
+    def restore_or_clear(self) -> None:
+        """Take up the state saved under the same key; without one, remove old checkpoints."""
+        if not self._restore():
+            shutil.rmtree(self.trajectory.folder, ignore_errors=True)
+
+    def _restore(self) -> bool:
+        if not self.resume_file.exists():
+            return False
+        try:
+            tensors, progress = read_tensors(self.resume_file)
+        except InputError as error:
+            print(f"resume state ignored: {error}", file=sys.stderr)
+            return False
+        if progress.get("key") != self.key:
+            text = f"{self.resume_file} belongs to another training"
+            print(f"resume state ignored: {text}", file=sys.stderr)
+            return False
+        self.model.load_state_dict(_under("model/", tensors))
+        self.optimizer.restore(_under("optimizer/", tensors))
+        self.stream.restore(tensors["stream"], progress["position"])
+        self.step, self.done = progress["step"], progress["done"]
+        self.rows = [dict(row) for row in progress["rows"]]
+        print(f"resuming at step {self.step}", file=sys.stderr)
+        return True
 
 
-def _check_finite(loss: Tensor, state: _State) -> None:
-    if math.isfinite(loss.item()):
-        return
-    text = f"{state.label}: the loss is {loss.item()} at step {state.step}"
-    if state.rows:
-        row = state.rows[-1]
-        text += f", and was {row['train_loss']:.4g} at step {row['step']}"
-    raise DivergedError(f"{text}; the checkpoints before it are in {state.trajectory.folder}")
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _reached(stop: Stop | None, row: Mapping[str, float]) -> bool:

@@ -21,7 +21,9 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from toycircuits.core.config import Settings
+from toycircuits.core.products import attention_scores, weighted_sums
 from toycircuits.core.rows import (
+    SHARED_FROM,
     LayerPlan,
     Rows,
     TokenTable,
@@ -33,10 +35,6 @@ from toycircuits.core.rows import (
     take,
 )
 
-# Rows narrower than this, and products of fewer numbers, are multiplied faster as sums of products;
-# those of more are not, and would fill the memory.
-NARROW, FEW, MANY = 16, 256, 8192
-SHARED_FROM = 4  # rows of the batch for each entry of a table, from which a table saves time
 PlanKey: TypeAlias = tuple[tuple[int, ...] | None, int, torch.device]  # read, positions, device
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
 LAYER_NORM_EPS = 1e-5
@@ -50,8 +48,8 @@ class TransformerSettings(Settings):
         normalization: "LN" (before attention, MLP and unembedding) or None.
         use_bias: whether biases are trained; otherwise all of them, b_U too, are frozen at zero.
         freeze_W_V, freeze_W_O: freeze the matrix to the identity, so that a head can only copy.
-        mask: one string a query position, one character a key position, "1" where the query may
-            attend to the key and "." where not.
+        mask: one string for each query position, with one character for each key position: "1"
+            where the query may attend to the key and "." where not.
     """
 
     n_layers: int = Field(ge=1, le=64)
@@ -105,60 +103,8 @@ def has_hooks(*hooks: HookPoint) -> bool:
 
 
 def call_if_hooked(hook: HookPoint, x: Tensor) -> Tensor:
-    """`hook(x)` if it has a hook function: a call costs more than a tiny tensor's arithmetic."""
+    """`hook(x)` if the hook point has a hook function; a call costs more than small arithmetic."""
     return hook(x) if has_hooks(hook) else x
-
-
-def attention_scores(
-    q: Rows, k: Rows, mask_bias: Float[Tensor, "query key"] | None
-) -> Float[Tensor, "batch head query key"]:
-    """Products of all queries with all keys, -inf where a query may not attend to a key.
-
-    Args:
-        q, k: rows [head, d] of the queries and keys.
-    """
-    if isinstance(q, TokenTable) and isinstance(k, TokenTable):
-        scores = _table_scores(q, k)
-    else:
-        scores = dot_products(gather(q).transpose(1, 2), gather(k).transpose(1, 2))
-    return scores if mask_bias is None else scores + mask_bias
-
-
-def _table_scores(q: TokenTable, k: TokenTable) -> Float[Tensor, "batch head query key"]:
-    """Products of queries and keys, each pair of different rows once if there are few pairs."""
-    if len(q.values) * len(k.values) > SHARED_FROM * len(q.tokens):
-        return dot_products(q.gather().transpose(1, 2), k.gather().transpose(1, 2))
-    products = q.values.flatten(0, 1).transpose(0, 1) @ k.values.flatten(0, 1).permute(1, 2, 0)
-    pairs = q.entries().unsqueeze(2) * products.shape[-1] + k.entries().unsqueeze(1)
-    return F.embedding(pairs, products.flatten(1).T).permute(0, 3, 1, 2)
-
-
-def dot_products(
-    q: Float[Tensor, "batch head query d"], k: Float[Tensor, "batch head key d"]
-) -> Float[Tensor, "batch head query key"]:
-    """Products of all queries with all keys."""
-    if _as_sums(q.shape[3], q.shape[2] * k.shape[2]):
-        return (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1)
-    return q @ k.transpose(2, 3)
-
-
-def weighted_sums(
-    pattern: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch head key d"]
-) -> Float[Tensor, "batch head query d"]:
-    """Sums of the values, weighted by the attention pattern."""
-    if _as_sums(v.shape[3], pattern.shape[2] * pattern.shape[3]):
-        return (pattern.unsqueeze(-1) * v.unsqueeze(2)).sum(3)
-    return pattern @ v
-
-
-def _as_sums(d: int, n_pairs: int) -> bool:
-    """Whether matrix products of so many pairs of rows of d numbers are better written as sums.
-
-    Thousands of tiny matrix products cost more by being called than by being computed. And the
-    compiler makes one loop of sums and what is around them, but leaves matrix products alone.
-    """
-    small = d < NARROW or d * n_pairs <= FEW or torch.compiler.is_compiling()
-    return small and d * n_pairs <= MANY
 
 
 class LayerNorm(nn.Module):
