@@ -109,9 +109,9 @@ def test_a_section_must_be_a_mapping(values: Any) -> None:
 PARAMS: dict[str, Any] = {
     "scale": "quick",
     "runs": {
-        "plain": {"experiment": "exp", "slice": "some_slice"},
+        "plain": {"experiment": "exp", "slice": "some_slice", "final": "reports/weights/plain"},
         "changed": {
-            **{"experiment": "exp", "slice": "some_slice"},
+            **{"experiment": "exp", "slice": "some_slice", "final": "artifacts/changed"},
             **{"model": {"width": 8}, "train": {"steps": 5}},
             "variants": {"deep": {"depth": 4}, "narrow": {"width": 2}, "same": {}},
         },
