@@ -14,7 +14,28 @@ from toycircuits.core import training
 from toycircuits.core.config import InputError
 from toycircuits.experiments.linear_regression import ablations, model, task
 from toycircuits.experiments.linear_regression.figures import draw as figures
+from toycircuits.experiments.linear_regression.figures.circuits import circuits as draw_circuits
+from toycircuits.experiments.linear_regression.figures.context import ESTIMATORS
+from toycircuits.experiments.linear_regression.figures.labels import DESCENT, named
 from toycircuits.experiments.linear_regression.metrics import measure as metrics
+from toycircuits.experiments.linear_regression.metrics.circuits import (
+    circuits,
+    head_rows,
+    sums,
+    weights_of,
+)
+from toycircuits.experiments.linear_regression.metrics.errors import mean_and_error, transformer
+from toycircuits.experiments.linear_regression.metrics.estimators import (
+    best_rate,
+    gradient_descent,
+    kernel,
+    ridge,
+)
+from toycircuits.experiments.linear_regression.metrics.one_head import (
+    one_head_sums,
+    one_head_table,
+)
+from toycircuits.experiments.linear_regression.metrics.training_start import training_start
 
 DATA = {"d": 5, "n_examples": 40, "delta": 0.01, "n_validation": 96, "seed": 0}
 MODEL = {"n_heads": 2, "init": "random", "stack": None, "draw_first": 0}
@@ -58,15 +79,15 @@ def plant(w: list[float], mu: list[float], d: int = 5) -> model.InContextAttenti
         for name in "QKVO":
             layer.weight(name).zero_()
         entries = torch.eye(d + 1, dtype=torch.float64)
-        for head, (one_w, one_mu) in enumerate(zip(w, mu, strict=True)):
-            layer.weight("Q")[head] = entries * one_w * math.sqrt(d + 1)
+        for head, (w_h, mu_h) in enumerate(zip(w, mu, strict=True)):
+            layer.weight("Q")[head] = entries * w_h * math.sqrt(d + 1)
             layer.weight("K")[head, :-1] = entries[:-1]
             layer.weight("V")[head, -1, -1] = 1.0
-            layer.weight("O")[head, -1, 0] = one_mu
+            layer.weight("O")[head, -1, 0] = mu_h
     return made
 
 
-# Provenance
+# The published start
 
 
 def test_published_first_losses(tmp_path: Any) -> None:
@@ -98,8 +119,8 @@ def test_weights_and_stream_are_those_of_plain_torch_code() -> None:
     made = make_model(settings())
     made._init_weights(generator)
     layer = made.layers[0]
-    for name, one in zip("QKV", linear, strict=False):
-        assert torch.equal(layer.weight(name)[1], one.weight[6:].T)
+    for name, projection in zip("QKV", linear, strict=False):
+        assert torch.equal(layer.weight(name)[1], projection.weight[6:].T)
     assert torch.equal(layer.weight("O")[1, :, 0], linear[3].weight[0, 6:])
     drawn = task.sample(128, settings(), generator)
     assert torch.equal(drawn["z"][:, :, :5], x)
@@ -185,13 +206,13 @@ def test_forward_is_the_textbook_form_in_value_and_gradient(
     expected = torch.stack(
         [textbook(made, *pair) for pair in zip(some["z"], some["z_q"], strict=True)]
     )
-    found = made(some["z"], some["z_q"], factored=factored)
-    assert found.shape == (4, 1)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
+    predicted = made(some["z"], some["z_q"], factored=factored)
+    assert predicted.shape == (4, 1)
+    assert torch.allclose(predicted, expected, rtol=0, atol=1e-10)
     parameters = list(made.parameters())
     pairs = zip(
         torch.autograd.grad(expected.pow(2).sum(), parameters),
-        torch.autograd.grad(found.pow(2).sum(), parameters),
+        torch.autograd.grad(predicted.pow(2).sum(), parameters),
         strict=True,
     )
     assert all(torch.allclose(a, b, rtol=0, atol=1e-10) and a.abs().max() > 1e-3 for a, b in pairs)
@@ -202,11 +223,11 @@ def test_lengths_read_the_first_examples_alone(shape: dict[str, Any] | None) -> 
     made = make_model(settings(), stack=shape).double()
     some = sequences()
     with torch.no_grad():
-        found = made(some["z"], some["z_q"], LENGTHS)
+        predicted = made(some["z"], some["z_q"], LENGTHS)
         for column, length in enumerate(LENGTHS):
             alone = made(some["z"][:, :length], some["z_q"])[:, 0]
-            assert torch.allclose(found[:, column], alone, atol=1e-12)
-    assert not torch.allclose(found[:, 0], found[:, 1])
+            assert torch.allclose(predicted[:, column], alone, atol=1e-12)
+    assert not torch.allclose(predicted[:, 0], predicted[:, 1])
 
 
 def test_hooks_have_the_usual_names_and_shapes() -> None:
@@ -243,7 +264,7 @@ def test_initialisations() -> None:
 
 
 def test_tied_layers_have_one_set_of_weights() -> None:
-    tied, untied = (make_model(settings(), stack=stack(tied=one)) for one in (True, False))
+    tied, untied = (make_model(settings(), stack=stack(tied=shared)) for shared in (True, False))
     assert sorted(tied.state_dict()) == [
         *("W_read", "blocks.0.attn.W_K", "blocks.0.attn.W_O"),
         *("blocks.0.attn.W_Q", "blocks.0.attn.W_V"),
@@ -278,24 +299,22 @@ def test_bad_settings_are_named(cls: Any, values: dict[str, Any], message: str) 
 # Planted heads and estimators
 
 
-def test_planted_heads_are_found_and_are_their_kernel_estimator() -> None:
-    w, mu = [0.3, -0.2], [1.5, -2.5]
-    made, some = plant(w, mu), sequences()
-    found = metrics.weights_of(metrics.circuits(made)[0])
-    assert found[0].tolist() == pytest.approx(w, abs=1e-12)
-    assert found[1].tolist() == pytest.approx(mu, abs=1e-12)
+def test_planted_heads_come_back_and_are_their_kernel_estimator() -> None:
+    planted_w, planted_mu = [0.3, -0.2], [1.5, -2.5]
+    made, some = plant(planted_w, planted_mu), sequences()
+    w, mu = weights_of(circuits(made)[0])
+    assert w.tolist() == pytest.approx(planted_w, abs=1e-12)
+    assert mu.tolist() == pytest.approx(planted_mu, abs=1e-12)
     with torch.no_grad():
-        own = made(some["z"], some["z_q"])
-    estimate = metrics.kernel(*found, some["z"], some["z_q"], [40])
-    assert torch.allclose(own, estimate, atol=1e-10)
-    # Not for any model: one with other circuits differs.
+        predicted = made(some["z"], some["z_q"])
+    estimate = kernel(w, mu, some["z"], some["z_q"], [40])
+    assert torch.allclose(predicted, estimate, atol=1e-10)
+    # This does not hold for every model: one with other circuits differs.
     other = make_model(settings()).double()
     with torch.no_grad():
-        own = other(some["z"], some["z_q"])
-    weights = metrics.weights_of(metrics.circuits(other)[0])
-    assert not torch.allclose(
-        own, metrics.kernel(*weights, some["z"], some["z_q"], [40]), atol=1e-3
-    )
+        predicted = other(some["z"], some["z_q"])
+    estimate = kernel(*weights_of(circuits(other)[0]), some["z"], some["z_q"], [40])
+    assert not torch.allclose(predicted, estimate, atol=1e-3)
 
 
 def test_kernel_estimator_by_hand() -> None:
@@ -303,78 +322,79 @@ def test_kernel_estimator_by_hand() -> None:
     z_q = torch.tensor([[3.0, 0.0]]).double()
     w, mu = torch.tensor([0.5]).double(), torch.tensor([7.0]).double()
     a, b = math.exp(0.5 * 3), math.exp(-0.5 * 3)
-    found = metrics.kernel(w, mu, z, z_q, [1, 2])
-    assert found.tolist()[0] == pytest.approx([7 * 2, 7 * (2 * a + 4 * b) / (a + b)])
+    estimate = kernel(w, mu, z, z_q, [1, 2])
+    assert estimate.tolist()[0] == pytest.approx([7 * 2, 7 * (2 * a + 4 * b) / (a + b)])
 
 
 @pytest.mark.parametrize("shape", [None, stack(residual=True)], ids=str)
 def test_predictions_over_lengths_are_those_of_the_forward(shape: dict[str, Any] | None) -> None:
     made = make_model(settings(), stack=shape).double()
     some = sequences()
-    found = metrics.transformer(made, some["z"], some["z_q"], LENGTHS)
+    predicted = transformer(made, some["z"], some["z_q"], LENGTHS)
     with torch.no_grad():
         expected = made(some["z"], some["z_q"], LENGTHS)
-    assert torch.allclose(found, expected, atol=1e-10)
+    assert torch.allclose(predicted, expected, atol=1e-10)
 
 
 def test_small_weights_are_centred_gradient_descent() -> None:
     """Two heads (w, mu) and (-w, -mu) have the limit 2 w mu for w to 0, with an error of w^2."""
     some = sequences()
     w = 1e-4
-    made = metrics.transformer(plant([w, -w], [1 / w, -1 / w]), some["z"], some["z_q"], [40])
-    descent = metrics.gradient_descent(some["z"], some["z_q"], [40], centred=True)
+    made = transformer(plant([w, -w], [1 / w, -1 / w]), some["z"], some["z_q"], [40])
+    descent = gradient_descent(some["z"], some["z_q"], [40], centred=True)
     assert torch.allclose(made, 2 * descent, rtol=1e-4, atol=1e-4)
-    plain = metrics.gradient_descent(some["z"], some["z_q"], [40])
+    plain = gradient_descent(some["z"], some["z_q"], [40])
     assert not torch.allclose(made, 2 * plain, rtol=1e-2, atol=1e-2)
 
 
 def test_ridge() -> None:
     exact = sequences(delta=0.0)
-    found = metrics.ridge(exact["z"], exact["z_q"], [3, 5, 40], 0.0)
+    estimate = ridge(exact["z"], exact["z_q"], [3, 5, 40], 0.0)
     # Sequences are drawn in float32.
-    assert torch.allclose(found[:, 1:], exact["y_q"].unsqueeze(1), atol=1e-3)
-    assert not torch.allclose(found[:, 0], exact["y_q"], atol=1e-1)  # fewer examples than entries
+    assert torch.allclose(estimate[:, 1:], exact["y_q"].unsqueeze(1), atol=1e-3)
+    # Three examples are too few for five entries.
+    assert not torch.allclose(estimate[:, 0], exact["y_q"], atol=1e-1)
     some = sequences(delta=0.5)
     x, y = some["z"][0, :7, :-1].numpy(), some["z"][0, :7, -1].numpy()
     beta = np.linalg.solve(x.T @ x + 0.25 * 5 * np.eye(5), x.T @ y)
     by_hand = float(some["z_q"][0, :-1].numpy() @ beta)
-    assert metrics.ridge(some["z"], some["z_q"], [7], 1.25)[0].item() == pytest.approx(by_hand)
+    assert ridge(some["z"], some["z_q"], [7], 1.25)[0].item() == pytest.approx(by_hand)
 
 
 def test_ridge_is_the_best_and_the_best_rate_is_best() -> None:
     some = sequences(4000, delta=0.5)
     target = some["y_q"]
-    best = metrics.ridge(some["z"], some["z_q"], [40], 1.25)[:, 0]
+    best = ridge(some["z"], some["z_q"], [40], 1.25)[:, 0]
     for factor in (0.9, 1.1):
         assert ((best - target) ** 2).mean() < ((factor * best - target) ** 2).mean()
-    descent = metrics.gradient_descent(some["z"], some["z_q"], [40])[:, 0]
-    rates = [rate * metrics.best_rate(5, 40, 0.5) for rate in (0.85, 1.0, 1.15)]
+    descent = gradient_descent(some["z"], some["z_q"], [40])[:, 0]
+    rates = [rate * best_rate(5, 40, 0.5) for rate in (0.85, 1.0, 1.15)]
     errors = [((rate * descent - target) ** 2).mean().item() for rate in rates]
     assert errors[1] == min(errors)
 
 
 def test_sums() -> None:
-    layer = metrics.circuits(plant([0.3, -0.2, 0.1], [1.0, -3.0, 0.1]))[0]
-    found = metrics.sums(layer, settings(), live_ratio=0.1)
-    assert found["n_heads"] == 3
-    assert found["n_live"] == 2
-    assert found["same_sign"] == 1
-    assert found["mu_positive"] == pytest.approx(1.1)
-    assert found["mu_negative"] == pytest.approx(-3)
-    assert found["imbalance"] == pytest.approx(1.9 / 2.05)
-    assert found["w_mu"] == pytest.approx(0.3 + 0.6 + 0.01)
-    assert found["best_rate"] == pytest.approx(0.8889, abs=1e-4)
-    opposed = metrics.circuits(plant([0.3, 0.2], [1.0, -3.0]))[0]
-    assert metrics.sums(opposed, settings(), 0.1)["same_sign"] == 0.5
+    layer = circuits(plant([0.3, -0.2, 0.1], [1.0, -3.0, 0.1]))[0]
+    summed = sums(layer, settings(), live_ratio=0.1)
+    assert summed["n_heads"] == 3
+    assert summed["n_live"] == 2
+    assert summed["same_sign"] == 1
+    assert summed["mu_positive"] == pytest.approx(1.1)
+    assert summed["mu_negative"] == pytest.approx(-3)
+    assert summed["imbalance"] == pytest.approx(1.9 / 2.05)
+    assert summed["w_mu"] == pytest.approx(0.3 + 0.6 + 0.01)
+    assert summed["best_rate"] == pytest.approx(0.8889, abs=1e-4)
+    opposed = circuits(plant([0.3, 0.2], [1.0, -3.0]))[0]
+    assert sums(opposed, settings(), 0.1)["same_sign"] == 0.5
 
 
-def test_rows_of_heads_tell_what_else_is_in_the_circuits() -> None:
+def test_rows_of_heads_show_what_else_is_in_the_circuits() -> None:
     made = plant([0.3], [1.0])
     with torch.no_grad():
         made.layers[0].weight("Q")[0, 1, 3] += 0.05 * math.sqrt(6)
-        made.layers[0].weight("Q")[0, -1, 2] += 0.7 * math.sqrt(6)  # meets the query's zero
+        made.layers[0].weight("Q")[0, -1, 2] += 0.7 * math.sqrt(6)  # multiplied by the query's zero
         made.layers[0].weight("V")[0, 2, -1] = -0.02
-    (row,) = metrics.head_rows(metrics.circuits(made), 12, live_ratio=0.1)
+    (row,) = head_rows(circuits(made), 12, live_ratio=0.1)
     assert row["step"] == 12
     assert row["w_variance"] == pytest.approx(0, abs=1e-15)
     assert row["qk_other"] == pytest.approx(0.05)
@@ -388,9 +408,9 @@ def test_rows_of_heads_tell_what_else_is_in_the_circuits() -> None:
 
 
 def test_heads_are_live_beside_the_strongest() -> None:
-    found = metrics.circuits(plant([0.3, -0.2, 0.1], [1.0, -3.0, 0.1]))  # |w mu| 0.3, 0.6, 0.01
-    assert [row["live"] for row in metrics.head_rows(found, 0, live_ratio=0.1)] == [1, 1, 0]
-    assert [row["live"] for row in metrics.head_rows(found, 0, live_ratio=0.6)] == [0, 1, 0]
+    layers = circuits(plant([0.3, -0.2, 0.1], [1.0, -3.0, 0.1]))  # |w mu| 0.3, 0.6, 0.01
+    assert [row["live"] for row in head_rows(layers, 0, live_ratio=0.1)] == [1, 1, 0]
+    assert [row["live"] for row in head_rows(layers, 0, live_ratio=0.6)] == [0, 1, 0]
 
 
 def test_moments_of_one_head_are_means_over_beta_and_noise() -> None:
@@ -398,45 +418,44 @@ def test_moments_of_one_head_are_means_over_beta_and_noise() -> None:
     made = task.sample(3, data, torch.Generator().manual_seed(0))
     x, x_q = made["z"][:, :, :-1].double(), made["z_q"][:, :-1].double()
     w = torch.tensor([0.2, 0.9]).double()
-    moment, square = metrics.one_head_sums(w, x, x_q, data.noise_variance)
+    moment, square = one_head_sums(w, x, x_q, data.noise_variance)
     draws = torch.Generator().manual_seed(1)
     beta = torch.randn(200_000, 3, 2, generator=draws, dtype=torch.float64)
     noise = torch.randn(200_000, 3, 6, generator=draws, dtype=torch.float64)
     y = torch.einsum("nbd,bld->nbl", beta, x) + data.noise_variance**0.5 * noise
     y_q = (beta * x_q).sum(2)
-    for one, own_moment, own_square in zip(w, moment, square, strict=True):
-        weights = (one * torch.einsum("bd,bld->bl", x_q, x)).softmax(1)
+    for tried, exact_moment, exact_square in zip(w, moment, square, strict=True):
+        weights = (tried * torch.einsum("bd,bld->bl", x_q, x)).softmax(1)
         f = (y * weights).sum(2)
         # Relative standard errors are about 0.3%.
-        assert own_moment.item() == pytest.approx((y_q * f).mean(0).sum().item(), rel=0.015)
-        assert own_square.item() == pytest.approx(f.pow(2).mean(0).sum().item(), rel=0.015)
+        assert exact_moment.item() == pytest.approx((y_q * f).mean(0).sum().item(), rel=0.015)
+        assert exact_square.item() == pytest.approx(f.pow(2).mean(0).sum().item(), rel=0.015)
 
 
 def test_best_single_head() -> None:
     """Better than its neighbours on other sequences, and near 1 / sqrt(d) where d is large."""
-    parsed = metrics.MeasureSettings.parse(MEASURE | {"sequences": 16_384}, "measure")
-    table = metrics.one_head_table(settings(), parsed)
-    own, largest = table.iloc[0], table.iloc[-1]
+    table = one_head_table(settings(), sequences=16_384, seed=1)
+    smallest, largest = table.iloc[0], table.iloc[-1]
     some = sequences(20_000, seed=5)
 
     def error(w: float, mu: float) -> float:
         pair = torch.tensor([[w], [mu]]).double()
-        predicted = metrics.kernel(pair[0], pair[1], some["z"], some["z_q"], [40])[:, 0]
+        predicted = kernel(pair[0], pair[1], some["z"], some["z_q"], [40])[:, 0]
         return float(((predicted - some["y_q"]) ** 2).mean())
 
-    w, mu = float(own["w"]), float(own["mu"])
+    w, mu = float(smallest["w"]), float(smallest["mu"])
     at_best = error(w, mu)
-    assert at_best == pytest.approx(own["mse"], rel=0.05)
+    assert at_best == pytest.approx(smallest["mse"], rel=0.05)
     assert at_best < min(error(w * f, mu * g) for f, g in [(0.9, 1), (1.1, 1), (1, 0.9), (1, 1.1)])
-    assert own["standard_error"] < 0.01
-    assert abs(w - own["large_d_w"]) > 5 * own["standard_error"]
+    assert smallest["standard_error"] < 0.01
+    assert abs(w - smallest["large_d_w"]) > 5 * smallest["standard_error"]
     assert largest["w"] == pytest.approx(largest["large_d_w"], rel=0.1)
 
 
-def test_provenance_has_the_published_start() -> None:
+def test_the_table_shows_the_published_start() -> None:
     made = make_model(settings(), 7, draw_first=128)
     train = task.TrainSettings.parse(TRAIN | {"weight_seeds": [1024, 5]}, "train")
-    table = metrics.training_start({}, settings(), train, made)
+    table = training_start({}, settings(), train, made)
     values = table.groupby("item")["value"].agg(list)
     assert [round(value, 4) for value in values["loss"]] == [4.7217, 5.2414]
     published = [-1.0028, 0.5808, -0.0651, 0.5011, 1.9787]
@@ -445,7 +464,7 @@ def test_provenance_has_the_published_start() -> None:
 
 def test_mean_and_error_by_hand() -> None:
     values = torch.tensor([1.0, 2.0, 4.0, 9.0]).double()
-    mean, error = metrics.mean_and_error(values.sum(), (values**2).sum(), 4)
+    mean, error = mean_and_error(values.sum(), (values**2).sum(), 4)
     assert float(mean) == pytest.approx(4)
     assert float(error) == pytest.approx(np.std(values.numpy(), ddof=1) / 2)
 
@@ -485,7 +504,7 @@ def measured(run: str, variant: str, **changes: Any) -> dict[str, pd.DataFrame]:
     assert all(isinstance(value, int | float) for value in values.values())
     ablate = ablations.AblateSettings.parse({"sequences": 50}, "ablate")
     tables["ablations"] = ablations.ablate(made, data, data_settings, ablate)
-    losses = [task.evaluate(one, data)["validation_loss"] for one in (start, made)]
+    losses = [task.evaluate(network, data)["validation_loss"] for network in (start, made)]
     tables["training"] = pd.DataFrame({"step": [0, 2], "validation_loss": losses})
     return {name: t.assign(run=run, variant=variant, seed=7) for name, t in tables.items()}
 
@@ -503,42 +522,42 @@ def tables() -> dict[str, pd.DataFrame]:
 
 
 def test_context_table(tables: dict[str, pd.DataFrame]) -> None:
-    own = tables["context"].query("run == 'lr_h2'")
-    assert set(own["length"]) == {1, 6, 11}
-    assert set(own["estimator"]) == set(figures.ESTIMATORS)
-    at_11 = own[own["length"] == 11].set_index("estimator")["mse"]
+    two_heads = tables["context"].query("run == 'lr_h2'")
+    assert set(two_heads["length"]) == {1, 6, 11}
+    assert set(two_heads["estimator"]) == set(ESTIMATORS)
+    at_11 = two_heads[two_heads["length"] == 11].set_index("estimator")["mse"]
     assert at_11["ridge"] < at_11["gradient descent"] < at_11["zero"]
     assert at_11["transformer"] != at_11["untrained"]
     stacked = tables["context"].query("run == 'lr_stack'")
-    assert set(stacked["estimator"]) == set(figures.ESTIMATORS) - {"kernel"}
+    assert set(stacked["estimator"]) == set(ESTIMATORS) - {"kernel"}
 
 
 @pytest.mark.parametrize("run", ["lr_h1", "lr_h2"])
 def test_losses_and_training_agree(tables: dict[str, pd.DataFrame], run: str) -> None:
-    own = tables["losses"].query(f"run == '{run}'").set_index("estimator")
+    errors = tables["losses"].query(f"run == '{run}'").set_index("estimator")
     logged = tables["training"].query(f"run == '{run}'")["validation_loss"].tolist()
-    assert own.loc["untrained", "mse"] == pytest.approx(logged[0], rel=1e-5)
-    assert own.loc["transformer", "mse"] == pytest.approx(logged[1], rel=1e-5)
-    assert own.loc[figures.DESCENT, "excess_mse"] == 0
-    excess = own["mse"].to_numpy() - own["mse"].to_numpy()[own.index == figures.DESCENT]
-    assert own["excess_mse"].to_numpy() == pytest.approx(excess)
+    assert errors.loc["untrained", "mse"] == pytest.approx(logged[0], rel=1e-5)
+    assert errors.loc["transformer", "mse"] == pytest.approx(logged[1], rel=1e-5)
+    assert errors.loc[DESCENT, "excess_mse"] == 0
+    excess = errors["mse"].to_numpy() - errors["mse"].to_numpy()[errors.index == DESCENT]
+    assert errors["excess_mse"].to_numpy() == pytest.approx(excess)
 
 
-def test_every_figure_and_comparison(tables: dict[str, pd.DataFrame]) -> None:
+def test_every_figure_and_summary(tables: dict[str, pd.DataFrame]) -> None:
     published = {"heads": [[0.2, 3.0], [-0.1, -3.0]], "mu_sums": [-3.0, 3.0], "w_mu": 0.9}
     render = figures.RenderSettings.parse({"published": {"lr_h2": published}}, "render")
-    compared = figures.summarise(tables, render)
-    heads = compared["heads_compared"].query("run == 'lr_h2'")
+    summaries = figures.summarise(tables, render)
+    heads = summaries["heads_compared"].query("run == 'lr_h2'")
     assert heads["w"].is_monotonic_increasing
     assert heads["published_w"].tolist() == [-0.1, 0.2]
     assert heads["published_mu"].tolist() == [-3.0, 3.0]
-    models = compared["models"].set_index(["run", "variant"])
+    models = summaries["models"].set_index(["run", "variant"])
     assert models.loc[("lr_h2", ""), "published_w_mu"] == 0.9
     assert models["published_w_mu"].notna().sum() == 1
     assert models["w_mu"].notna().sum() == 2  # one layer only
     half = models["high"] - models["mse"]
     assert np.allclose(half, 1.96 * models["standard_error"], rtol=1e-4)
-    drawn = figures.draw(tables | compared, render)
+    drawn = figures.draw(tables | summaries, render)
     expected = {"losses", "context_heads", "context_all", "head_comparison", "products"}
     expected |= {"final_losses", "head_pruning", "dynamics_heads", "dynamics_stack"}
     expected |= {"circuits_h1", "circuits_h2", "circuits_stack", "qk_evolution_h1"}
@@ -550,11 +569,11 @@ def test_every_figure_and_comparison(tables: dict[str, pd.DataFrame]) -> None:
 
 
 def test_heatmaps_show_the_circuits(tables: dict[str, pd.DataFrame]) -> None:
-    qk, ov = (figures.named(tables[name]).query("run == 'lr_h2'") for name in ("qk", "ov"))
-    figure = figures.circuits(qk, ov)
+    qk, ov = (named(tables[name]).query("run == 'lr_h2'") for name in ("qk", "ov"))
+    figure = draw_circuits(qk, ov)
     made = make_model(settings(d=2), seed=1)
-    (found_qk, found_ov), *_ = metrics.circuits(made)
+    (qk_matrices, ov_matrices), *_ = circuits(made)
     shown = [np.array(trace.z, dtype=float) for trace in figure.data]
-    assert np.allclose(shown[0], found_qk[0])
-    assert np.allclose(shown[1], found_ov[0].T)
-    assert np.allclose(shown[2], found_qk[1])
+    assert np.allclose(shown[0], qk_matrices[0])
+    assert np.allclose(shown[1], ov_matrices[0].T)
+    assert np.allclose(shown[2], qk_matrices[1])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from toycircuits.experiments.modular_arithmetic import model, task
-from toycircuits.experiments.modular_arithmetic.metrics import measure as metrics
+from toycircuits.experiments.modular_arithmetic.metrics.training_start import training_start
 
 TRAIN = [(21, 31), (30, 98), (47, 10), (86, 21), (99, 83)]
 TEST = [(43, 40), (31, 42), (39, 63), (35, 61), (112, 102)]
@@ -36,9 +36,9 @@ def test_first_rows_of_the_split(
     assert rows["labels"][:5].tolist() == labels
 
 
-def test_table_of_provenance() -> None:
+def test_the_table_shows_the_published_start() -> None:
     settings, data = published_data()
-    values = metrics.training_start(data, settings).groupby("item")["value"].agg(list)
+    values = training_start(data, settings).groupby("item")["value"].agg(list)
     assert (values["training_pairs"], values["test_pairs"]) == ([3830], [8939])
     for name, pairs in (("training", TRAIN), ("test", TEST)):
         assert values[f"first_{name}_pairs"] == [n for pair in pairs for n in pair]

@@ -1,4 +1,4 @@
-"""What each head is worth: output taken away or at its mean, attention made even."""
+"""What each head is worth: its output zeroed or set to its mean, its attention made uniform."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +12,8 @@ from toycircuits.core.config import InputError, Settings
 from toycircuits.core.interventions import Ablation, ablated, mean_activations
 from toycircuits.experiments.linear_regression.model import InContextAttention
 from toycircuits.experiments.linear_regression.task import DataSettings
+
+UNABLATED = {"component": "none", "layer": "", "head": "", "method": "none"}
 
 
 class AblateSettings(Settings):
@@ -33,7 +35,7 @@ class AblateSettings(Settings):
 def ablations_of(n_layers: int, n_heads: int) -> Iterator[Ablation]:
     """Every ablation.
 
-    >>> [(one.layer, one.head, one.component, one.method) for one in ablations_of(1, 1)]
+    >>> [(a.layer, a.head, a.component, a.method) for a in ablations_of(1, 1)]
     [(0, 0, 'z', 'zero'), (0, 0, 'z', 'mean'), (0, 0, 'pattern', 'uniform')]
     """
     for layer in range(n_layers):
@@ -50,21 +52,21 @@ def ablate(
     task: DataSettings,
     settings: AblateSettings,
 ) -> pd.DataFrame:
-    """Loss and accuracy with nothing and each head ablated.
+    """Loss and accuracy of the model, and after each ablation.
 
-    Loss is the mean squared error, accuracy the share of the mean square of y_q that the
-    predictions explain (R^2 about zero, which is the mean of y_q): 0 for predicting zero, negative
-    for worse.
+    Loss is the mean squared error. Accuracy is the share of the mean square of y_q that the
+    predictions explain: R^2 about zero, which is the mean of y_q. It is 0 for predicting zero, and
+    negative for worse predictions.
     """
     z, z_q, y_q = (data[name][: settings.sequences] for name in ("z", "z_q", "y_q"))
-    plan = list(ablations_of(len(model.layers), model.settings.n_heads))
-    names = {one.name for one in plan if one.method == "mean"}
+    ablations = list(ablations_of(len(model.layers), model.settings.n_heads))
+    names = {ablation.name for ablation in ablations if ablation.method == "mean"}
     means = mean_activations(model, lambda: model(z, z_q), names)
-    nothing = {"component": "none", "layer": "", "head": "", "method": "none"}
     rows = []
-    for one in [None, *plan]:
-        with torch.no_grad(), ablated(model, [one] if one else [], means):
+    for ablation in [None, *ablations]:
+        with torch.no_grad(), ablated(model, [ablation] if ablation else [], means):
             error = (model(z, z_q)[:, 0] - y_q).double().pow(2).mean().item()
         explained = 1 - error / y_q.double().pow(2).mean().item()
-        rows.append((one.columns if one else nothing) | {"loss": error, "accuracy": explained})
+        columns = ablation.columns if ablation else UNABLATED
+        rows.append(columns | {"loss": error, "accuracy": explained})
     return pd.DataFrame(rows)

@@ -3,14 +3,14 @@
 One layer: TF(Z, z_q) = sum_h softmax(z_q W_Q W_K^T Z^T / sqrt(d + 1)) Z W_V W_O, one number. No
 positions, no residual stream, no biases.
 
-Stack: the tokens are the examples and then z_q, and each attends strictly to earlier ones, so that
-the first, with nothing to attend to, becomes zero. Every layer but the last writes d + 1 entries;
-so does the last, and a linear read-out makes them one number.
+Stack: the tokens are the examples and then z_q. Each attends to earlier tokens alone; the first
+has nothing to attend to, and becomes zero. Every layer writes d + 1 entries, and a linear read-out
+of the last layer gives one number.
 
-              z1 z2 z3             Rows: query, columns: key. The last layer computes z_q's row
-        z2     1  .  .             alone. With `lengths`, z_q has one row a length, which sees as
-        z3     1  1  .             many examples; as no token sees z_q, one pass over the tokens
-        z_q    1  1  1             serves all lengths.
+              z1 z2 z3             Rows: query, columns: key. The last layer computes the row of
+        z2     1  .  .             z_q alone. With `lengths`, z_q has one row for each length, which
+        z3     1  1  .             sees as many examples. No token sees z_q, so one pass over the
+        z_q    1  1  1             tokens serves all lengths.
 """
 
 import math
@@ -51,9 +51,9 @@ class ModelSettings(Settings):
         init: "random", PyTorch's default for linear layers; "small_id", W_Q, W_K and W_V at the
             identity times 1e-6; "small_id_qk", W_Q and W_K at the identity times 1e-4;
             "oppo_small_id", W_Q and W_K at the identity times 1e-6, and W_Q negated in the second
-            half of the heads. What is not named starts as under "random".
+            half of the heads. All other weights start as under "random".
         stack: a causal stack, or None for one layer.
-        draw_first: sequences that are drawn from the generator before the weights and thrown away:
+        draw_first: sequences that are drawn from the generator before the weights, and discarded:
             the original study draws one batch to print it. 0 for none.
     """
 
@@ -79,9 +79,10 @@ class ModelSettings(Settings):
 class FactoredAttention(torch.autograd.Function):
     """Attention of all heads as scores (queries QK) keys^T and output (pattern keys) OV.
 
-    Keys and values are never computed: O(L d) a head instead of O(L d^2). Its gradient is written
-    out, since PyTorch's bookkeeping of so many small operations costs as much as they do. With P
-    the pattern, G the gradient of the output, and all products over batch and queries summed,
+    Keys and values are never computed, so a head costs O(L d) instead of O(L d^2). The gradient is
+    written out, because PyTorch's bookkeeping of so many small operations costs as much as the
+    operations. With P the pattern, G the gradient of the output, and all products summed over batch
+    and queries,
 
         dOV = (P keys)^T G                   dP = (G OV^T) keys^T
         dS = P (dP - sum_keys P dP)          dQK = queries^T (dS keys)
@@ -92,11 +93,11 @@ class FactoredAttention(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, mask_bias: Tensor | None, *weights: Tensor
     ) -> Float[Tensor, "batch query d_out"]:
-        """Args as those of `Attention.forward`; `weights` are W_Q, W_K, W_V and W_O."""
+        """Same arguments as `Attention.forward`; `weights` are W_Q, W_K, W_V and W_O."""
         W_Q, W_K, W_V, W_O = weights
         heads, d_model, _ = W_Q.shape
         batch = len(queries)
-        rows = queries.reshape(-1, d_model)  # a row a query
+        rows = queries.reshape(-1, d_model)  # [batch_query, d_model]
         qk = torch.bmm(W_Q, W_K.transpose(1, 2)).div_(d_model**0.5)
         qk = qk.transpose(0, 1).reshape(d_model, -1)
         ov = torch.bmm(W_V, W_O).view(heads * d_model, -1)
@@ -111,7 +112,7 @@ class FactoredAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of all arguments, from that of the output."""
+        """Gradients of all arguments, from the gradient of the output."""
         rows, keys, W_Q, W_K, W_V, W_O, qk, ov, mapped, pattern, mixed = ctx.saved_tensors
         heads, d_model, _ = W_Q.shape
         batch = len(keys)
@@ -156,7 +157,7 @@ class Attention(nn.Module):
     """Heads as wide as a token: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_out].
 
     Args:
-        tied_to: the layer whose weights serve here too.
+        tied_to: the layer whose weights this one uses, or None if it has its own.
     """
 
     def __init__(self, n_heads: int, d_model: int, d_out: int, tied_to: "Attention | None") -> None:
@@ -174,11 +175,11 @@ class Attention(nn.Module):
 
     @property
     def tied_to(self) -> "Attention | None":
-        """The layer whose weights serve here, or None where they are this layer's own."""
+        """The layer whose weights this one uses, or None if it has its own."""
         return self._tied_to[0]
 
     def weight(self, name: str) -> Float[Tensor, "head d_in d_out"]:
-        """W_Q, W_K, W_V or W_O (`name` is the letter)."""
+        """W_Q, W_K, W_V or W_O; `name` is the letter."""
         weight: Tensor = getattr(self.tied_to or self, f"W_{name}")
         return weight
 
@@ -187,7 +188,7 @@ class Attention(nn.Module):
         return self.weight("Q") @ self.weight("K").transpose(1, 2) / self.d_model**0.5
 
     def ov(self) -> Float[Tensor, "head d_key d_out"]:
-        """W_V W_O: what a head writes of a key that it attends to."""
+        """W_V W_O: what a head writes when it attends to a key."""
         return self.weight("V") @ self.weight("O")
 
     def forward(
@@ -197,11 +198,11 @@ class Attention(nn.Module):
         mask_bias: Float[Tensor, "query key"] | None,
         factored: bool,
     ) -> Float[Tensor, "batch query d_out"]:
-        """What the queries get from the keys that they may attend to.
+        """The output of all heads, summed, for each query.
 
         Args:
             mask_bias: added to the scores; -inf where a query may not attend to a key.
-            factored: the fast form, in which no hook sees anything.
+            factored: use the fast form, which has no hooks.
         """
         if factored:
             weights = [self.weight(name) for name in "QKVO"]
@@ -221,7 +222,7 @@ class Attention(nn.Module):
 
 
 class InContextAttention(HookedRootModule):
-    """The model; initial weights are drawn from `generator` in the published order.
+    """The model. Its initial weights are drawn from `generator` in the published order.
 
     Hook names are `blocks.{layer}.attn.hook_*` as in TransformerLens, weights
     `blocks.{layer}.attn.W_*` and, in a stack, `W_read` [d_model, 1].
@@ -266,7 +267,7 @@ class InContextAttention(HookedRootModule):
         """Predictions of y_q from the first `lengths` examples each, by default from all.
 
         Args:
-            factored: the fast form, for training, in which no hook sees anything.
+            factored: use the fast form, which is for training and has no hooks.
         """
         query, mask_bias = z_q.unsqueeze(1), None
         if lengths is not None:
@@ -287,12 +288,16 @@ class InContextAttention(HookedRootModule):
         mask_bias: Float[Tensor, "length example"] | None,
         factored: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Examples and z_q after a layer that is not the last."""
+        """Examples and z_q after a layer that is not the last.
+
+        Args:
+            mask_bias: that of the rows of z_q; None if they see all examples.
+        """
         n = z.shape[1]
         rows = torch.cat([z[:, 1:], query], 1)
-        causal = _mask_bias(range(1, n), z)
-        mask_bias = torch.cat([causal, z.new_zeros(1, n) if mask_bias is None else mask_bias])
-        out = F.pad(layer(rows, z, mask_bias, factored), (0, 0, 1, 0))
+        of_query = z.new_zeros(1, n) if mask_bias is None else mask_bias
+        causal = torch.cat([_mask_bias(range(1, n), z), of_query])
+        out = F.pad(layer(rows, z, causal, factored), (0, 0, 1, 0))
         return self._add(z, out[:, :n]), self._add(query, out[:, n:])
 
     def _add(self, before: Tensor, out: Tensor) -> Tensor:
@@ -301,18 +306,18 @@ class InContextAttention(HookedRootModule):
 
 
 def _mask_bias(lengths: Sequence[int], z: Tensor) -> Float[Tensor, "length example"]:
-    """0 for the first `lengths` examples each, -inf for the others."""
+    """A row for each length: 0 for so many examples from the first on, -inf for the others."""
     unseen = torch.arange(z.shape[1]) >= torch.tensor(lengths).unsqueeze(1)
     return torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf).to(z)
 
 
 def _linear(n_out: int, n_in: int, generator: torch.Generator) -> Float[Tensor, "n_out n_in"]:
-    """The weight with which PyTorch's `Linear` starts: uniform within 1 / sqrt(n_in)."""
+    """The initial weight of PyTorch's `Linear`: uniform within 1 / sqrt(n_in)."""
     return nn.init.kaiming_uniform_(torch.empty(n_out, n_in), a=math.sqrt(5), generator=generator)
 
 
 def _shrink(layer: Attention, init: str) -> None:
-    """Set the weights that `init` wants to be small identities."""
+    """Set the weights to small identities that `init` names."""
     if init == "random":
         return
     identity = torch.eye(layer.d_model) * (SMALL_QK if init == "small_id_qk" else SMALL)
@@ -325,6 +330,6 @@ def _shrink(layer: Attention, init: str) -> None:
 def build(
     settings: ModelSettings, data: DataSettings, generator: torch.Generator
 ) -> InContextAttention:
-    """The model with initial weights drawn from `generator`, after what is to be drawn first."""
+    """The model on the CPU; `generator` gives `draw_first` sequences and then the weights."""
     sample(settings.draw_first, data, generator)
     return InContextAttention(settings, data.d, generator)

@@ -1,4 +1,4 @@
-"""In-context linear regression: from L examples (x_i, y_i) and a query x_q tell y_q.
+"""In-context linear regression: from L examples (x_i, y_i) and a query x_q, predict y_q.
 
 A sequence has its own regression vector beta, which the model never sees:
 
@@ -23,8 +23,8 @@ from toycircuits.core import train_settings
 from toycircuits.core.batches import Batch, BatchStream
 from toycircuits.core.config import InputError, Settings
 
-MAX_NUMBERS = 2**31  # of sequences in memory at once: 8 GiB
-BLOCK = 16  # steps whose numbers are drawn at once; has no influence on any result
+MAX_NUMBERS = 2**31  # that sequences in memory may have: 8 GiB
+BLOCK = 16  # steps whose numbers are drawn at once; no result depends on it
 
 
 class DataSettings(Settings):
@@ -52,18 +52,18 @@ class DataSettings(Settings):
         return self
 
     def numbers(self, n: int, n_examples: int | None = None) -> int:
-        """Numbers that `n` sequences are made of."""
+        """How many numbers `n` sequences have."""
         return n * (self.d + 1) * (1 + (self.n_examples if n_examples is None else n_examples))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that `generate` makes."""
+        """Name -> shape of each tensor that `generate` makes."""
         n, d = self.n_validation, self.d
         return {"z": (n, self.n_examples, d + 1), "z_q": (n, d + 1), "y_q": (n,)}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What `evaluate` gives."""
+        """Names of the values that `evaluate` returns."""
         return ("validation_loss",)
 
     @property
@@ -73,10 +73,10 @@ class DataSettings(Settings):
 
 
 class TrainSettings(train_settings.TrainSettings):
-    """How to train; sequences are drawn in batches whose size is a multiple of 16.
+    """How to train; the size of a batch is a multiple of 16.
 
-    Torch draws normal numbers in groups of 16: then many steps' numbers drawn at once are the
-    numbers of as many single steps.
+    Torch draws normal numbers in groups of 16. With such sizes, the numbers of many steps that are
+    drawn at once equal those of as many single draws.
     """
 
     batch_size: int = Field(ge=16, multiple_of=16)
@@ -98,7 +98,7 @@ def assemble(
     beta: Float[Tensor, "*steps batch d"],
     noise: Float[Tensor, "*steps batch example"],
 ) -> dict[str, Tensor]:
-    """Sequences from their parts.
+    """Put sequences together from their parts.
 
     Returns:
         z [*steps, batch, example, d + 1], z_q [*steps, batch, d + 1], y_q [*steps, batch].
@@ -109,7 +109,7 @@ def assemble(
     ([[[1.0, 2.0, 3.5]]], [[3.0, 5.0, 0.0]], [8.0])
     """
     identity = torch.eye(x.shape[-1]).expand(*beta.shape[:-1], -1, -1)
-    z = x @ torch.cat([identity, beta.unsqueeze(-1)], -1)  # one product: x as it is, beside beta.x
+    z = x @ torch.cat([identity, beta.unsqueeze(-1)], -1)  # x, and beta.x as the last column
     z[..., -1] += noise
     return {
         "z": z,
@@ -143,7 +143,7 @@ def sample(n: int, settings: DataSettings, generator: torch.Generator) -> dict[s
 
 
 def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
-    """The sequences to validate on, as `assemble` gives them."""
+    """The sequences to validate on, as `assemble` returns them."""
     made = sample(settings.n_validation, settings, generator)
     return {name: value.clone() for name, value in made.items()}
 

@@ -17,6 +17,8 @@ from toycircuits.experiments.modular_arithmetic.task import (
     cross_entropy,
 )
 
+UNABLATED = {"component": "none", "layer": "", "head": "", "method": "none"}
+
 
 class AblateSettings(Settings):
     """Nothing to set: every component is ablated, over all pairs."""
@@ -43,7 +45,7 @@ def ablations_of(n_heads: int) -> Iterator[Ablation]:
 def ablate(
     model: Transformer, data: Mapping[str, Tensor], task: DataSettings, settings: AblateSettings
 ) -> pd.DataFrame:
-    """Loss (nats) and accuracy on train and test pairs, with nothing and each component ablated.
+    """Loss (nats) and accuracy on train and test pairs, of the model and after each ablation.
 
     Means are taken over all p^2 pairs.
     """
@@ -52,7 +54,6 @@ def ablate(
     means = mean_activations(
         model, lambda: model(tokens, read=(LAST,)), {ablation.name for ablation in ablations}
     )
-    nothing = {"component": "none", "layer": "", "head": "", "method": "none"}
     rows = []
     for ablation in [None, *ablations]:
         with torch.no_grad(), ablated(model, [ablation] if ablation else [], means):
@@ -60,7 +61,7 @@ def ablate(
         for pairs in ("train", "test"):
             index = data[pairs]
             row = {
-                **(ablation.columns if ablation else nothing),
+                **(ablation.columns if ablation else UNABLATED),
                 "pairs": pairs,
                 "loss": cross_entropy(logits[index], labels[index]).item(),
                 "accuracy": accuracy(logits[index], labels[index]),

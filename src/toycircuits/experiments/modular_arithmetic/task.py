@@ -24,7 +24,7 @@ class DataSettings(Settings):
     Attributes:
         modulus: p, odd, so that sines and cosines of p // 2 frequencies and the constant are a
             basis.
-        train_fraction: share of the p^2 pairs that is trained on.
+        train_fraction: share of the p^2 pairs to train on.
         seed: seed of the split.
     """
 
@@ -38,7 +38,10 @@ class DataSettings(Settings):
         if self.modulus % 2 == 0:
             raise ValueError(f"modulus: found {self.modulus}; allowed are odd numbers")
         if not 0 < self.n_train < self.modulus**2:
-            raise ValueError(f"train_fraction: found {self.train_fraction}; one side is empty")
+            raise ValueError(
+                f"train_fraction: found {self.train_fraction}; "
+                "allowed are fractions that leave pairs to train on and pairs to test on"
+            )
         return self
 
     @property
@@ -48,14 +51,14 @@ class DataSettings(Settings):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that `generate` makes."""
+        """Name -> shape of each tensor that `generate` makes."""
         pairs = self.modulus**2
         rows = {"train": (self.n_train,), "test": (pairs - self.n_train,)}
         return {"tokens": (pairs, 3), "labels": (pairs,), **rows}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What `evaluate` gives."""
+        """Names of the values that `evaluate` returns."""
         return ("test_loss",)
 
     @property
@@ -65,7 +68,7 @@ class DataSettings(Settings):
 
 
 class TrainSettings(train_settings.TrainSettings):
-    """How to train: on the full batch, always."""
+    """How to train: every step takes the full batch."""
 
     batch_size: None
     batch_seeds: None
