@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from toycircuits.core.optimizer import Optimizer
 from toycircuits.experiments.linear_regression.model import InContextAttention, build
 from toycircuits.experiments.linear_regression.task import (
     DataSettings,
@@ -32,9 +31,12 @@ def training_start(
     query = sample(train.batch_size, task, generator)["z_q"][0, : task.d]
     generator.manual_seed(seed)
     network = build(model.settings, task, generator)
-    optimizer = Optimizer(network, train)
+    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[train.optimizer]
+    options = {"betas": train.betas, "weight_decay": train.weight_decay}
+    optimizer = kind(network.parameters(), lr=train.lr, fused=True, **options)
     losses = []
     for _ in range(2):
+        optimizer.zero_grad()
         value = loss(network, sample(train.batch_size, task, generator))
         value.backward()
         optimizer.step()
