@@ -1,4 +1,4 @@
-"""The commands that tell: list, show, compare, doctor; and what becomes of errors."""
+"""The commands that print: list, show, compare, doctor; and how errors are shown."""
 
 import math
 import os
@@ -13,8 +13,11 @@ from project import ROOT, Project, environment_of
 from rich.console import Console
 from typer.testing import CliRunner
 
-from toycircuits import cli, comparison, doctor
+from toycircuits import cli
+from toycircuits.commands import compare as comparison
+from toycircuits.commands import doctor
 from toycircuits.commands.compare import Side
+from toycircuits.core.config import InputError
 
 SOURCE = {"PYTHONPATH": str(ROOT / "src")}
 CALL = "from toycircuits.cli import run; run()"
@@ -45,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.slow
-def test_list_tells_fresh_from_stale_and_missing(project: Project) -> None:
+def test_list_distinguishes_fresh_stale_and_missing(project: Project) -> None:
     def states() -> list[str]:
         rows = [line.split() for line in toycircuits(project.folder, "list").splitlines()]
         return [next(word for word in row if word in ("fresh", "stale", "missing"))
@@ -66,11 +69,11 @@ def test_list_tells_fresh_from_stale_and_missing(project: Project) -> None:
 
 @pytest.mark.slow
 def test_show_has_settings_metrics_claims_and_files(project: Project) -> None:
-    told = toycircuits(project.folder, "show", "list_copy_10")
-    assert 'optimizer: "AdamW"' in told
-    assert "loss_above_floor" in told
-    assert "Because nothing foretells d2 after d1" in told
-    assert "reports/weights/list_copy_10.safetensors" in told
+    output = toycircuits(project.folder, "show", "list_copy_10")
+    assert 'optimizer: "AdamW"' in output
+    assert "loss_above_floor" in output
+    assert "Because nothing foretells d2 after d1" in output
+    assert "reports/weights/list_copy_10.safetensors" in output
     message = "error: found 'list_copy'; there are: list_copy_10\n"
     assert toycircuits(project.folder, "show", "list_copy", code=2) == message
 
@@ -88,15 +91,15 @@ def test_compare_shows_what_differs_from_a_revision(project: Project, tmp_path: 
     project.write_params(changed)
     toycircuits(project.folder, "repro")
     page = tmp_path / "page.html"
-    told = toycircuits(project.folder, "compare", "HEAD", "--out", str(page))
-    assert "quick.list_copy_10.train.lr" in told
-    assert "list_copy_10.loss_above_floor" in told
+    output = toycircuits(project.folder, "compare", "HEAD", "--out", str(page))
+    assert "quick.list_copy_10.train.lr" in output
+    assert "list_copy_10.loss_above_floor" in output
     assert "Plotly.newPlot" in page.read_text()
     assert 'src="http' not in page.read_text()
     project.write_params(params)
     toycircuits(project.folder, "repro")
-    found = "error: rev: found 'HEAD~9'; no revision or experiment of"
-    assert toycircuits(project.folder, "compare", "HEAD~9", code=2).startswith(found)
+    message = "error: rev: found 'HEAD~9'; allowed: a git revision or the name of a `dvc exp` "
+    assert toycircuits(project.folder, "compare", "HEAD~9", code=2).startswith(message)
 
 
 def side(name: str, outcome: str, loss: float) -> Side:
@@ -107,23 +110,23 @@ def side(name: str, outcome: str, loss: float) -> Side:
     return Side(name, {"lr": 0.1, "width": 8}, {"loss": loss, "same": 1.0}, claims, curves)
 
 
-def test_only_differences_are_told() -> None:
+def test_only_differences_are_shown() -> None:
     console = Console(width=200)
     sides = side("A", "reproduced", 1.0), side("B", "not reproduced", 2.0)
     with console.capture() as capture:
         console.print(comparison.as_tables(comparison.differences(*sides)))
-    told = capture.get()
-    assert "params: none differ" in told
-    assert "same" not in told
-    assert told.count("It learns.") == 1
-    assert "reproduced (1.0)  not reproduced (2.0)" in told
-    assert re.search(r"reproduced +2 of 2 +1 of 2", told)
+    output = capture.get()
+    assert "params: none differ" in output
+    assert "same" not in output
+    assert output.count("It learns.") == 1
+    assert "reproduced (1.0)  not reproduced (2.0)" in output
+    assert re.search(r"reproduced +2 of 2 +1 of 2", output)
     (figure,) = comparison.figures(*sides)
     assert sorted(line.name for line in figure.data) == ["A", "B"]
     assert [*comparison.figures(sides[0], sides[0])] == []
 
 
-def test_values_that_six_digits_do_not_tell_apart_differ() -> None:
+def test_values_that_differ_after_six_digits_differ() -> None:
     a, b = (Side(name, {"lr": lr}, {}, {}, {}) for name, lr in (("A", 0.1234567), ("B", 0.1234568)))
     (params, metrics) = comparison.differences(a, b)
     assert params.rows == [("lr", "0.1234567", "0.1234568")]
@@ -132,7 +135,7 @@ def test_values_that_six_digits_do_not_tell_apart_differ() -> None:
 
 
 def test_revisions_without_a_run_in_common_are_compared() -> None:
-    """As where a revision has no results yet: runs of one side are named, and nothing is drawn."""
+    """If one revision has no results yet, runs of the other are named, and nothing is drawn."""
     with_results = side("A", "reproduced", 1.0)
     without = Side("B", with_results.params, {}, {}, {})
     for pair in ((with_results, without), (without, with_results)):
@@ -142,8 +145,22 @@ def test_revisions_without_a_run_in_common_are_compared() -> None:
         assert sorted(runs.rows[0][1:]) == ["-", "trained"]
 
 
+def test_revisions_with_aliases_in_their_params_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check` refuses aliases, but revisions from before that are still in git."""
+    params = tmp_path / "params.yaml"
+    params.write_text("runs: {}\nexperiments: {}\nquick: &a {lr: 1}\npaper: *a\n")
+    monkeypatch.setattr(comparison.Files, "get", lambda _, path: params if path.suffix else None)
+    (old, _) = comparison.sides(ROOT, ("HEAD~1", "HEAD"))
+    assert (old.params["quick.lr"], old.params["paper.lr"]) == (1, 1)
+    params.write_text("- 1\n")
+    with pytest.raises(InputError, match=r"compare: HEAD~1: this revision has no params\.yaml, or"):
+        comparison.sides(ROOT, ("HEAD~1", "HEAD"))
+
+
 def test_a_metric_of_a_run_is_that_of_its_last_step(tmp_path: Path) -> None:
-    """One that is not logged there is left out, not taken from an earlier step."""
+    """A metric that is not logged at the last step is not taken from an earlier step."""
     folder = tmp_path / "reports/list_copy_10/tables/list_copy_10"
     folder.mkdir(parents=True)
     log = {
@@ -156,18 +173,18 @@ def test_a_metric_of_a_run_is_that_of_its_last_step(tmp_path: Path) -> None:
     pd.DataFrame(log).to_csv(folder / "training.csv", index=False)
     params = tmp_path / "params.yaml"
     params.write_text((ROOT / "params.yaml").read_text())
-    (one, _) = comparison.sides(tmp_path, ("list_copy_10", "list_copy_10"))
-    assert one.metrics["training.loss"] == 1.0
-    assert math.isnan(one.metrics["training.accuracy"])
+    (run, _) = comparison.sides(tmp_path, ("list_copy_10", "list_copy_10"))
+    assert run.metrics["training.loss"] == 1.0
+    assert math.isnan(run.metrics["training.accuracy"])
 
 
-def test_show_tells_what_failed_first_and_why() -> None:
-    told = toycircuits(ROOT, "show", "list_copy_100")
-    claims = told[told.index("claims of list_copy_100") :]
+def test_show_begins_with_the_claims_that_failed_and_says_why() -> None:
+    output = toycircuits(ROOT, "show", "list_copy_100")
+    claims = output[output.index("claims of list_copy_100") :]
     assert claims.index("not reproduced  ") < claims.index("\nreproduced  ")
     assert claims.count("why not: ") == claims.count("not reproduced  ")
     assert "2 of 3" in claims
-    assert "list_copy_100_2l_large_reshuffle" in told  # its runs
+    assert "list_copy_100_2l_large_reshuffle" in output  # its runs
 
 
 def test_head_may_end_what_is_shown() -> None:
@@ -180,18 +197,18 @@ def test_head_may_end_what_is_shown() -> None:
 
 def test_the_page_is_named_as_seen_from_where_the_command_is_given(tmp_path: Path) -> None:
     runs = ("linear_regression_h1", "linear_regression_h2")
-    told = toycircuits(ROOT / "docs", "compare", *runs, "--out", str(tmp_path / "new/page.html"))
-    assert f"training curves: {tmp_path / 'new/page.html'}" in told
-    assert "means over models" in told
+    output = toycircuits(ROOT / "docs", "compare", *runs, "--out", str(tmp_path / "new/page.html"))
+    assert f"training curves: {tmp_path / 'new/page.html'}" in output
+    assert "means over models" in output
     assert (tmp_path / "new/page.html").exists()
 
 
 def test_differences_as_markdown_are_tables_of_three_columns() -> None:
     sides = side("A", "reproduced", 1.0), side("B|C", "not reproduced", 2.0)
-    told = comparison.as_markdown(comparison.differences(*sides))
-    assert "### params: none differ" in told
-    assert "| one: It learns. | reproduced (1.0) | not reproduced (2.0) |" in told
-    rows = [line for line in told.splitlines() if line.startswith("|")]
+    output = comparison.as_markdown(comparison.differences(*sides))
+    assert "### params: none differ" in output
+    assert "| one: It learns. | reproduced (1.0) | not reproduced (2.0) |" in output
+    rows = [line for line in output.splitlines() if line.startswith("|")]
     assert {row.count("|") for row in rows} == {4}
     same = comparison.as_markdown(comparison.differences(sides[0], sides[0]))
     assert same.count("none differ") == 3
@@ -243,14 +260,14 @@ def test_doctor_looks_for_the_browser_that_will_draw(
 
 def test_unforeseen_errors_are_one_line_without_debug(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import toycircuits.core.paths as layout\n"
+        "import toycircuits.core.paths as paths\n"
         "def find_root(root=None): raise ZeroDivisionError('by\\nchance')\n"
         "paths.find_root = find_root\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
-    told = toycircuits(ROOT, "fresh", code=70, PYTHONPATH=path)
+    output = toycircuits(ROOT, "fresh", code=70, PYTHONPATH=path)
     line = "error: ZeroDivisionError: by chance; `toycircuits --debug ...` shows where\n"
-    assert told == line
+    assert output == line
     assert "Traceback" in toycircuits(ROOT, "--debug", "fresh", code=1, PYTHONPATH=path)
 
 
@@ -259,8 +276,8 @@ def test_help_is_there_for_all_and_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment_of(**SOURCE), check=True,
                           capture_output=True, text=True)  # fmt: skip
     assert done.stdout == "[]\n"
-    told = CliRunner().invoke(cli.app, ["--help"]).output
-    assert "Exit codes" in told
+    output = CliRunner().invoke(cli.app, ["--help"]).output
+    assert "Exit codes" in output
     for command in cli.app.registered_commands:
         assert command.callback is not None
         name = command.name or command.callback.__name__

@@ -1,4 +1,4 @@
-"""Another scale is reproduced in a folder of its own, and what git carries stays as it is."""
+"""`--scale` reproduces a scale in a folder of its own, and results in git stay as they are."""
 
 import errno
 import json
@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from project import ROOT, Project
 from ruamel.yaml import YAML
 
-from toycircuits.commands.fsck import cache_folder
+from toycircuits.commands.dvc_repo import cache_folder
 from toycircuits.commands.scale_copy import COPIED, scale_copy
 from toycircuits.core.config import InputError
 
@@ -22,7 +23,7 @@ RUN = "list_copy_10"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Of the scale `paper`, where nothing has run; `quick` has run beside it."""
+    """A copy at the scale `paper`, in which nothing has run; `quick` has run in its folder."""
     project = Project(tmp_path_factory.mktemp("scales") / "project", [RUN], scm=True)
     params = project.read_params()
     project.write_params(params | {"scale": "paper", "paper": params["quick"]})
@@ -63,10 +64,10 @@ def test_again_nothing_runs(project: Project) -> None:
 def test_edits_additions_and_deletions_follow(project: Project) -> None:
     quick = project.folder / "quick"
     (project.folder / "notes.txt").write_text("new")
-    figures = "src/toycircuits/experiments/list_copy/figures.py"
+    figures = "src/toycircuits/experiments/list_copy/figures/draw.py"
     with (project.folder / figures).open("a") as file:
         file.write("# an edit\n")
-    assert reproduced(project) == {f"render@{RUN}", "report"}  # which tells when it was drawn
+    assert reproduced(project) == {f"render@{RUN}", "report"}  # it says when they were drawn
     assert (quick / figures).read_text().endswith("# an edit\n")
     assert (quick / "notes.txt").read_text() == "new"
     (project.folder / "notes.txt").unlink()
@@ -88,7 +89,7 @@ def test_what_a_person_puts_there_stays(project: Project) -> None:
     code, out, err = project.run(*command)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
-    assert err.startswith(f"error: {params}: is not what was copied there")
+    assert err.startswith(f"error: {params}: this file was added or edited in the copy")
     assert params.read_text() == text + "# an edit\n"
     params.unlink()
     assert project.run(*command)[0] == 0
@@ -111,11 +112,12 @@ def test_its_results_are_fresh_though_git_does_not_know_them(project: Project) -
     reproduced(project)
 
 
-def test_the_scale_of_this_tree_is_reproduced_here(project: Project) -> None:
+def test_the_scale_of_this_tree_has_its_folder_too(project: Project) -> None:
     code, out, _ = project.run("toycircuits", "repro", "--scale", "paper", "--dry")
     assert code == 0
     assert "Running stage" in out
-    assert not (project.folder / "paper").exists()
+    assert (project.folder / "paper/params.yaml").exists()
+    shutil.rmtree(project.folder / "paper")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def root(tmp_path: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-    subprocess.run(["dvc", "init", "--quiet"], cwd=root, check=True)
+    Repo.init(str(root)).close()
     return root
 
 
@@ -165,16 +167,16 @@ def contents(tree: Path) -> dict[str, str]:
 
 def test_only_copied_files_leave_with_their_originals(root: Path) -> None:
     tree = scale_copy(root, "quick")
-    own = {"compare.html": "1", "figures/a.pdf": "2", ".venv/bin/x": "3", "code/notes.md": "4"}
-    for name, text in own.items():
+    added = {"compare.html": "1", "figures/a.pdf": "2", ".venv/bin/x": "3", "code/notes.md": "4"}
+    for name, text in added.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
     shutil.rmtree(root / "code")
     for _ in range(2):
         scale_copy(root, "quick")
-        kept = contents(tree)
-        assert own.items() <= kept.items()
-        assert not {"code/one.py", "code/old/two.py"} & kept.keys()
+        texts = contents(tree)
+        assert added.items() <= texts.items()
+        assert not {"code/one.py", "code/old/two.py"} & texts.keys()
     assert not (tree / "code/old").exists()
 
 
@@ -224,7 +226,7 @@ def test_what_would_be_lost_is_named_and_nothing_is_touched(
     before = contents(tree)
     with pytest.raises(InputError) as error:
         scale_copy(root, "quick")
-    assert str(error.value).startswith(f"{tree / name}: is not what was copied there")
+    assert str(error.value).startswith(f"{tree / name}: this file was added or edited in the copy")
     assert "\n" not in str(error.value)
     assert contents(tree) == before
     (tree / name).rename(tree / "moved")
@@ -289,10 +291,10 @@ def test_settings_of_dvc_that_a_person_gave_there_stay(root: Path) -> None:
 
 def test_a_third_scale_is_not_copied(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Git was told to ignore the folder of one scale, and lists files of another."""
-    note = "note: git does not ignore /medium/; add it to .gitignore, .dvcignore\n"
-    for scale, told in (("medium", note), ("quick", ""), ("medium", note), ("quick", "")):
+    note = "note: git does not ignore /medium/; add it to .gitignore and .dvcignore\n"
+    for scale, printed in (("medium", note), ("quick", ""), ("medium", note), ("quick", "")):
         tree = scale_copy(root, scale)
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == printed
         names = {name.partition("/")[0] for name in contents(tree)}
         assert names == {"params.yaml", "code", ".gitignore", ".dvc", ".dvcignore", "reports"}
         assert YAML(typ="safe").load((tree / "params.yaml").read_text())["scale"] == scale
@@ -302,15 +304,16 @@ def test_a_copy_is_not_copied(root: Path) -> None:
     tree = scale_copy(root, "quick")
     with pytest.raises(InputError, match="is a copy; give it in the project's own folder"):
         scale_copy(tree, "medium")
-    assert scale_copy(tree, "quick") == tree
-    assert not (tree / "medium").exists()
+    with pytest.raises(InputError, match="is a copy; give it in the project's own folder"):
+        scale_copy(tree, "quick")
+    assert not {"medium", "quick"} & {path.name for path in tree.iterdir()}
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3"])
 def test_a_damaged_list_of_copies_is_named(root: Path, text: str) -> None:
     tree = scale_copy(root, "quick")
     (tree / COPIED).write_text(text)
-    with pytest.raises(InputError, match=r"copied\.json: not the list of what was copied"):
+    with pytest.raises(InputError, match=r"copied\.json: not a list of copied files"):
         scale_copy(root, "quick")
     (tree / COPIED).unlink()
     scale_copy(root, "quick")

@@ -1,7 +1,9 @@
-"""The `toycircuits` command."""
+"""The `toycircuits` command: its subcommands and their options. `commands/` does the work."""
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,28 +11,27 @@ import typer
 from rich.console import Console, RenderableType
 
 from toycircuits.core import config, paths
-from toycircuits.core.fast_import import import_transformer_lens
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
-
 EXIT_CODES = """
-Exit codes: 0, done; 1, something that was asked for is not so (a stage failed, results are stale,
-the doctor found a failure); 2, bad input, with one line that names it; 70, an error nobody foresaw.
+Exit codes: 0, done; 1, a stage failed, results are stale, the cache is damaged, or the doctor found
+a failure; 2, bad input, and one line says what is wrong with it; 70, an unexpected error.
 """
+PIPE_WIDTH = 240  # columns of a table that goes to a file or a pipe
 
 
 @app.callback(epilog=EXIT_CODES)
 def main(
     debug: Annotated[
-        bool, typer.Option("--debug", help="show the traceback of an unforeseen error")
+        bool, typer.Option("--debug", help="show the traceback of an unexpected error")
     ] = False,
 ) -> None:
-    """Published toy-model circuits that run, and are checked, with one command."""
+    """Reproduce circuits of published toy models, and judge every published claim about them."""
 
 
 def run() -> None:
-    """What the `toycircuits` script calls: an unforeseen error is one line, too."""
+    """Run the command; an unexpected error is shown as one line, unless `--debug` is given."""
     try:
         app(prog_name="toycircuits")
     except Exception as error:
@@ -44,114 +45,100 @@ def run() -> None:
 
 @app.command("list")
 def list_runs() -> None:
-    """Experiments and runs, and whether the results of each are fresh, stale or missing.
+    """List experiments and runs, and whether the results of each are fresh, stale or missing.
 
-    Fresh results belong to code and settings; DVC's cache is not needed to tell.
+    Fresh results are those of the code and settings as they are. DVC's cache is not needed.
     """
-    with config.exit_on_bad_input():
-        from toycircuits.commands.show import listing
+    with _in_project() as root:
+        from toycircuits.commands.list_runs import listing
 
-        go_to_project()
-        _tell(listing(config.read_params(), Path.cwd()))
+        _print(listing(config.read_params(), root))
 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="a run or an experiment")]) -> None:
-    """Settings, metrics and claims of a run or an experiment, and where its files are.
+    """Show settings, metrics, claims and files of a run or an experiment.
 
-    Metrics are those of each model; "models" is how many of them are as a claim expects.
+    Metrics are shown for each model. In the table of claims, "models" says how many models are as
+    the claim expects.
 
     Example: toycircuits show list_copy_10
     """
-    with config.exit_on_bad_input():
+    with _in_project():
         from toycircuits.commands.show import description
 
-        go_to_project()
-        _tell(description(config.read_params(), name))
+        _print(description(config.read_params(), name))
 
 
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="a git revision, a `dvc exp` name, or a run")],
-    b: Annotated[str, typer.Argument(help="another")] = "workspace",
-    out: Annotated[Path, typer.Option(help="page with the training curves of both")] = Path(
+    b: Annotated[str, typer.Argument(help="another one")] = "workspace",
+    out: Annotated[Path, typer.Option(help="page for the training curves of both")] = Path(
         "compare.html"
     ),
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="print Markdown, as for a pull request")
+        bool, typer.Option("--markdown", help="print Markdown, for example for a pull request")
     ] = False,
 ) -> None:
-    """Params, metrics and claims in which two revisions differ, and their training curves.
+    """Show the params, metrics and claims in which two revisions differ, and draw their curves.
 
-    The files as they are count as the revision "workspace". Two runs are compared as they are:
-    settings, means of metrics over their models, and curves.
+    The revision "workspace" means the files as they are. Of two runs, the command compares
+    settings, metrics (means over their models) and training curves.
 
     Examples: toycircuits compare HEAD; toycircuits compare HEAD my-experiment;
     toycircuits compare linear_regression_h1 linear_regression_h2
     """
-    with config.exit_on_bad_input():
-        from toycircuits import comparison
+    here, out = Path.cwd(), out.absolute()
+    with _in_project() as root:
+        from toycircuits.commands import compare as comparison
 
-        here, out = Path.cwd(), out.absolute()  # as meant where the command was given
-        go_to_project()
-        sides = comparison.sides(Path.cwd(), (a, b))
-        found = comparison.differences(*sides)
+        sides = comparison.sides(root, (a, b))
+        parts = comparison.differences(*sides)
         if markdown:
-            typer.echo(comparison.as_markdown(found))
+            typer.echo(comparison.as_markdown(parts))
         else:
-            _tell(comparison.as_tables(found))
-        number = comparison.write_page(*sides, out)
-        told = f"training curves: {_from(here, out)}" if number else "same curves"
-        typer.echo(told, err=markdown)
+            _print(comparison.as_tables(parts))
+        is_written = comparison.write_page(*sides, out) > 0
+        text = f"training curves: {_seen_from(here, out)}" if is_written else "same curves"
+        typer.echo(text, err=markdown)
 
 
 @app.command("new-experiment")
 def new_experiment(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and _")],
 ) -> None:
-    """Write an experiment to begin with: code, settings, claims and a test, all of which work.
+    """Write a small experiment that works, with code, settings, claims and a test, to start from.
 
     Example: toycircuits new-experiment induction; make reproduce
     """
-    with config.exit_on_bad_input():
+    with _in_project() as root:
         from toycircuits.commands.new_experiment import create
 
-        go_to_project()
-        for path in create(Path.cwd(), name):
+        for path in create(root, name):
             typer.echo(path)
         typer.echo(f"next: `toycircuits repro --scale quick {name}`; CONTRIBUTING.md")
 
 
 @app.command()
 def doctor() -> None:
-    """Look whether everything is there that a reproduction needs, and say how to mend what is not.
+    """Look for everything that a reproduction needs, and say how to mend what is missing.
 
-    Exit code 1 if something fails.
+    Exit code 1 if there is a failure.
     """
-    with config.exit_on_bad_input():
-        from toycircuits.commands.doctor import examine
+    with _in_project() as root:
+        from toycircuits.commands.doctor import doctor as run_doctor
 
-        go_to_project()
-        failed = False
-        for finding in examine(Path.cwd()):
-            failed |= finding.state == "failure"
-            typer.echo(f"{finding.state:8} {finding.what}: {finding.found}")
-            if finding.mend:
-                typer.echo(f"{'':8} {finding.mend}")
-        raise typer.Exit(failed)
+        raise typer.Exit(not run_doctor(root))
 
 
 @app.command()
 def check() -> None:
-    """Validate every setting of params.yaml, at every scale, and the files of claims."""
-    with config.exit_on_bad_input():
-        import_transformer_lens()
-        from toycircuits.commands.check import validate, validate_claims
+    """Validate all settings of params.yaml, at every scale, and all files of claims."""
+    with _in_project():
+        from toycircuits.commands.check import check_all
 
-        go_to_project()
-        params = config.read_params()
-        validate(params)
-        validate_claims(params, Path("claims"))
+        check_all(config.read_params())
         typer.echo("params.yaml, claims/: every setting of every scale and every claim is valid")
 
 
@@ -162,7 +149,7 @@ def repro(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("-j", "--jobs", min=1, help="commands at a time; one a core by default"),
+        typer.Option("-j", "--jobs", min=1, help="commands at a time; by default one per core"),
     ] = None,
     dry: Annotated[
         bool,
@@ -171,25 +158,23 @@ def repro(
         ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("-f", "--force", help="run what is up to date, too")
+        bool, typer.Option("-f", "--force", help="also run stages that are up to date")
     ] = False,
     keep_going: Annotated[
         bool, typer.Option("-k", "--keep-going", help="after a failure, run what can be run")
     ] = False,
     single_item: Annotated[
-        bool, typer.Option("-s", "--single-item", help="TARGETS alone, not what they need")
+        bool, typer.Option("-s", "--single-item", help="run only TARGETS, not what they need")
     ] = False,
     downstream: Annotated[
-        bool, typer.Option("--downstream", help="TARGETS and all that needs them")
+        bool, typer.Option("--downstream", help="run TARGETS and all stages that need them")
     ] = False,
     scale: Annotated[
         str | None,
-        typer.Option(
-            help="settings of this scale, in a copy of the project in a folder of its name"
-        ),
+        typer.Option(help="use the settings of this scale, in a copy of the project named like it"),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="who runs the commands: local, dask, slurm, pbs, sge, lsf, ...")
+        str, typer.Option(help="what runs the commands: local, dask, slurm, pbs, sge, lsf, ...")
     ] = "local",
     scheduler: Annotated[
         str | None, typer.Option(help="address of a running dask scheduler, for --engine dask")
@@ -198,16 +183,14 @@ def repro(
 ) -> None:
     """Run whatever is not up to date, as `dvc repro` does, but several commands at a time.
 
-    What each command prints is in logs/. Ctrl-C stops them; trainings save their state first, and
+    The output of each command is in logs/. After Ctrl-C, trainings save their state and stop, and
     the same command goes on from there. Exit code 1: a stage failed; 2: bad input.
     """
-    with config.exit_on_bad_input():
+    with _in_project():
         from toycircuits.commands.repro import Options, reproduce
 
-        go_to_project()
         options = Options(jobs, dry, force, keep_going, single_item, downstream, per_device)
-        code = reproduce(targets or [], options, scale, engine, scheduler)
-        raise typer.Exit(code)
+        raise typer.Exit(reproduce(targets or [], options, scale, engine, scheduler))
 
 
 @app.command()
@@ -224,32 +207,56 @@ def figures(
 ) -> None:
     """Draw figures for print: laid out for their width, with text of 8 points.
 
-    They are drawn from the tables in reports/. Exit code 2: bad input, or no Chrome to draw with.
+    They are drawn from the tables in reports/. Exit code 2: bad input, or Chrome does not draw.
 
     Example: toycircuits figures list_copy_10 --format svg --width page
     """
-    with config.exit_on_bad_input():
-        from toycircuits import export
+    here, out = Path.cwd(), out.absolute()
+    with _in_project():
+        from toycircuits.commands.figures import print_figures
 
-        here, out = Path.cwd(), out.absolute()  # as meant where the command was given
-        go_to_project()
-        if file_format not in export.FORMATS:
-            allowed = ", ".join(export.FORMATS)
-            raise config.InputError(f"--format: found {file_format!r}; allowed: {allowed}")
-        inches = export.inches(width)
-        found = export.find(names or [], config.read_params())
-        for path in export.write(found, file_format, inches, out, title):
-            typer.echo(_from(here, path))
+        params = config.read_params()
+        for path in print_figures(names or [], params, file_format, width, out, title):
+            typer.echo(_seen_from(here, path))
+
+
+@app.command()
+def cost(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="files or folders; all code by default")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
+) -> None:
+    """Show which stages an edit of FILES makes stale, and how long these took when they last ran.
+
+    "readers" counts the stages that read the file, "stale" these and all that follow. A stage that
+    follows only runs if its inputs change. "untimed" counts stale stages whose time is not
+    recorded, as that of `report` never is. Files in one row cost the same; after a pattern, numbers
+    range from its cheapest file to its dearest.
+
+    Example: toycircuits cost src/toycircuits/core/training.py
+    """
+    absolute = [file.absolute() for file in files or ()]
+    with _in_project() as root:
+        from toycircuits.commands.cost import as_markdown, as_table, costs
+
+        rows = costs(root, absolute)
+        if markdown:
+            typer.echo(as_markdown(rows))
+        else:
+            _print(as_table(rows))
 
 
 @app.command()
 def fresh() -> None:
-    """Check, without DVC's cache, that lock, tables and figures belong to code and params."""
-    with config.exit_on_bad_input():
+    """Check that dvc.lock, tables and figures belong to code and params; needs no DVC cache.
+
+    Exit code 1 if they do not.
+    """
+    with _in_project() as root:
         from toycircuits.commands.fresh import stale
 
-        go_to_project()
-        problems = stale(Path.cwd())
+        problems = stale(root)
         for problem in problems:
             typer.echo(problem, err=True)
         if problems:
@@ -259,45 +266,43 @@ def fresh() -> None:
 
 @app.command()
 def fsck(
-    remove: Annotated[bool, typer.Option(help="remove them, so that they are made anew")] = False,
+    remove: Annotated[
+        bool, typer.Option(help="remove damaged objects, so that DVC makes new ones")
+    ] = False,
 ) -> None:
-    """Look for damaged objects in DVC's cache, which DVC itself takes as they are.
+    """Look for damaged objects in DVC's cache, which DVC itself does not notice.
 
     Exit code 1 if there are any.
     """
+    with _in_project() as root:
+        from toycircuits.commands.fsck import fsck as run_fsck
+
+        raise typer.Exit(not run_fsck(root, remove))
+
+
+@contextmanager
+def _in_project() -> Iterator[Path]:
+    """Work in the project folder, which is yielded; bad input ends the command with one line.
+
+    Commands of this Python's environment come first on PATH, so that stages use them.
+    """
     with config.exit_on_bad_input():
-        from toycircuits.commands.fsck import cache_folder, damaged
-
-        go_to_project()
-        bad = list(damaged(cache_folder(Path.cwd())))
-        for path in bad:
-            typer.echo(f"damaged: {os.path.relpath(path)}", err=True)
-            if remove:
-                path.unlink()
-        if bad:
-            hint = "delete the results made of them, and reproduce" if remove else "see --remove"
-            typer.echo(f"{len(bad)} damaged; {hint}", err=True)
-            raise typer.Exit(1)
-        typer.echo("the cache is sound")
+        os.chdir(paths.find_root())
+        environment = str(Path(sys.executable).parent)
+        os.environ["PATH"] = os.pathsep.join([environment, os.environ.get("PATH", "")])
+        yield Path.cwd()
 
 
-def _tell(what: RenderableType) -> None:
-    """Print it; in long lines to a file or a pipe, of which `head` may read a part."""
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240
+def _print(content: RenderableType) -> None:
+    """Print to the terminal; to a file or a pipe in long lines, of which `head` may read a part."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     try:
-        Console(width=wide).print(what)
+        Console(width=width).print(content)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _from(here: Path, path: Path) -> Path:
-    """`path` as it is named where the command was given."""
+def _seen_from(here: Path, path: Path) -> Path:
+    """`path` relative to the folder `here` if it is in it: the folder of the person who asks."""
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def go_to_project() -> None:
-    """Work in the project folder, with the commands of this Python's environment first on PATH."""
-    os.chdir(paths.find_root())
-    own = str(Path(sys.executable).parent)
-    os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])

@@ -1,4 +1,4 @@
-"""Trained models for notebooks: a hooked model, its data, settings and tables."""
+"""Trained models for notebooks: `load_run` gives a hooked model, its data, settings and tables."""
 
 import tempfile
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from toycircuits.revisions import Files
 
 @dataclass(frozen=True)
 class ReleasedRun:
-    """A trained model, what it was trained on, and what was found out about its run.
+    """A trained model with its data, its settings and the tables of its run.
 
     Attributes:
-        model: every hook of TransformerLens works on it; on the CPU.
-        data: the tensors of the task, made anew from its settings.
-        data_settings: validated settings of the task.
-        settings: `data`, `model` and `train` settings, seeds and step, as plain values.
-        tables: name -> table of the run, with a row or more for each of its models: `training`,
-            `ablations`, and those of `measure`.
+        model: the model, on the CPU; all hooks of TransformerLens work on it.
+        data: the tensors of the task, generated again from its settings.
+        data_settings: the validated settings of the task.
+        settings: settings (`data`, `model`, `train`), seeds and step, as plain values.
+        tables: name -> table of the run: `training`, `ablations` and the tables of the stage
+            `measure`. Each has rows for all models of the run.
     """
 
     model: HookedRootModule
@@ -48,21 +48,21 @@ def load_run(
     model: str | None = None,
     root: Path | str | None = None,
 ) -> ReleasedRun:
-    """A model of run `name`, by default the final one of its first seed.
+    """Load a model of the run `name`, by default its first model after the last training step.
 
-    Final weights are in git; those of earlier steps are in DVC's cache after a training here or a
-    `dvc pull`.
+    Git carries the final weights of released runs. Checkpoints of earlier steps are in DVC's
+    cache, after you have trained the run or called `dvc pull`.
 
     Args:
-        name: a key under `runs:` of params.yaml.
-        step: of a checkpoint; by default the last one.
-        rev: a git revision or the name of a `dvc exp` experiment, by default the files as they
-            are. The code is the present one.
-        model: which model of the run, for example "seed999".
+        name: a run that `released:` of params.yaml lists.
+        step: the training step of a checkpoint; by default the last one.
+        rev: a git revision or the name of a `dvc exp` experiment; by default the files as they
+            are. Only files are read as of `rev`: the code that loads them is always this one.
+        model: the name of a model of the run, for example "seed999"; by default the first.
         root: the project folder; by default the one around the working folder or this code.
 
     Raises:
-        InputError: there is no such run, model, step or revision.
+        InputError: there is no such run, model, step, revision or project.
 
     >>> run = load_run("list_copy_10")
     >>> logits, cache = run.model.run_with_cache(run.data["all_inputs"][:1])
@@ -74,37 +74,42 @@ def load_run(
         files = Files(folder, rev, Path(scratch))
         weights = files.get(paths.weights_file(name))
         if weights is None:
-            there = ", ".join(files.names(paths.weights_file("").parent))
-            raise InputError(f"run {name!r}: no released weights; runs that have them: {there}")
+            allowed = ", ".join(files.names(paths.weights_file("").parent))
+            raise InputError(f"run {name!r}: has no released weights; runs with them: {allowed}")
         models = read_final_weights(weights)
         model = next(iter(models)) if model is None else model
         if model not in models:
-            raise InputError(f"run {name!r}: no model {model!r}; there are: {', '.join(models)}")
+            raise InputError(f"run {name!r}: has no model {model!r}; it has: {', '.join(models)}")
         state, metadata = models[model]
         if step is not None:
             weights = _checkpoint(files, Trajectory(paths.trajectories(name) / model), step, name)
             state, metadata = read_tensors(weights)
         folder_of_tables = files.get(paths.tables(metadata["experiment"]) / name)
-        tables = sorted(folder_of_tables.rglob("*.csv")) if folder_of_tables else []
-        read = {path.stem: read_table(path) for path in tables}
+        csv_files = sorted(folder_of_tables.rglob("*.csv")) if folder_of_tables else []
+        tables = {path.stem: read_table(path) for path in csv_files}
     hooked, data_settings = build_model(state, metadata, weights)
     generator = torch.Generator().manual_seed(metadata["data"]["seed"])
     data = load_task(metadata["slice"]).generate(data_settings, generator)
     selected = train_settings(metadata, weights).select(data)
-    return ReleasedRun(hooked, selected, data_settings, metadata, read)
+    return ReleasedRun(hooked, selected, data_settings, metadata, tables)
 
 
 def _checkpoint(files: Files, trajectory: Trajectory, step: int, run: str) -> Path:
-    """The checkpoint of `step`."""
+    """The checkpoint of `step` in `trajectory`.
+
+    Raises:
+        InputError: it is not here; the message says what is, and how to get checkpoints.
+    """
     hint = f"`toycircuits repro train@{run}` or `dvc pull train@{run}` brings them"
     try:
-        found = files.get(trajectory.path(step))
-        steps = [int(name) for name in files.names(trajectory.folder)] if found is None else []
+        checkpoint = files.get(trajectory.path(step))
+        names = files.names(trajectory.folder) if checkpoint is None else []
     except OSError as error:
         raise InputError(f"run {run!r}: no checkpoints here ({error}); {hint}") from None
-    if found is None and not steps:
+    if checkpoint is not None:
+        return checkpoint
+    if not names:
         raise InputError(f"run {run!r}: no checkpoints here; {hint}")
-    if found is None:
-        near = ", ".join(map(str, sorted(sorted(steps, key=lambda kept: abs(kept - step))[:3])))
-        raise InputError(f"run {run!r}: no checkpoint of step {step}; the nearest: {near}")
-    return found
+    nearest = sorted(map(int, names), key=lambda other: abs(other - step))[:3]
+    listed = ", ".join(map(str, sorted(nearest)))
+    raise InputError(f"run {run!r}: no checkpoint of step {step}; the nearest: {listed}")

@@ -1,4 +1,4 @@
-"""Files of the project: as they are, or, of a revision or not in the workspace, through DVC."""
+"""Files of the project as of any revision, also those that only DVC's cache or remote has."""
 
 from functools import cached_property
 from pathlib import Path
@@ -8,11 +8,13 @@ from toycircuits.core.config import InputError
 
 
 class Files:
-    """Files of the project at `root`.
+    """The files of a project as of one revision.
 
     Args:
-        rev: a git revision or the name of a `dvc exp` experiment; None for the workspace.
-        scratch: an empty folder, for copies.
+        root: the project folder.
+        rev: a git revision or the name of a `dvc exp` experiment. None means the workspace: the
+            files as they are.
+        scratch: an empty folder, for copies of files that are not in the workspace.
     """
 
     def __init__(self, root: Path, rev: str | None, scratch: Path) -> None:
@@ -20,21 +22,21 @@ class Files:
 
     @cached_property
     def _dvc(self) -> Any:
-        from dvc.api import DVCFileSystem  # here, because it loads slowly and few need it
+        from dvc.api import DVCFileSystem  # here, because DVC loads slowly and is rarely needed
         from dvc.scm import SCM, RevError, SCMError, resolve_rev
 
         if not (self._root / ".dvc").is_dir():
-            raise InputError(f"{self._root}: no .dvc folder; `dvc init` makes one")
+            raise InputError(f"{self._root}: found no folder .dvc; `dvc init` creates it")
         if self._rev is not None:
             try:
                 resolve_rev(SCM(str(self._root)), self._rev)
             except (RevError, SCMError):
-                text = f"rev: found {self._rev!r}; no revision or experiment of {self._root}"
-                raise InputError(text) from None
+                allowed = "allowed: a git revision or the name of a `dvc exp` experiment"
+                raise InputError(f"rev: found {self._rev!r}; {allowed} of {self._root}") from None
         return DVCFileSystem(str(self._root), rev=self._rev)
 
     def get(self, path: Path) -> Path | None:
-        """A local copy of the file or folder at `path`, or None if there is none."""
+        """Where the file or folder `path` of the project can be read; None if it does not exist."""
         if self._rev is None and (self._root / path).exists():
             return self._root / path
         if not self._dvc.exists(path.as_posix()):
@@ -45,11 +47,10 @@ class Files:
         return copy
 
     def names(self, folder: Path) -> list[str]:
-        """Names of the files in `folder`, without what comes after the first dot."""
+        """Names of the files in `folder` of the project, each cut at its first dot."""
+        names: list[str] = []
         if self._rev is None and (self._root / folder).exists():
-            found = [path.name for path in (self._root / folder).iterdir()]
+            names = [path.name for path in (self._root / folder).iterdir()]
         elif self._dvc.exists(folder.as_posix()):
-            found = [Path(path).name for path in self._dvc.ls(folder.as_posix(), detail=False)]
-        else:
-            found = []
-        return sorted(name.partition(".")[0] for name in found)
+            names = [Path(path).name for path in self._dvc.ls(folder.as_posix(), detail=False)]
+        return sorted(name.partition(".")[0] for name in names)

@@ -1,4 +1,7 @@
-"""Check all of params.yaml and the claims before any work: a slip at the end costs nothing."""
+"""`toycircuits check`: validate params.yaml and the claims, so that no mistake costs a training.
+
+`toycircuits repro` does the same for its scale before it runs anything.
+"""
 
 import math
 import re
@@ -23,7 +26,8 @@ from toycircuits.core.config import (
     read_section,
     scales,
 )
-from toycircuits.core.paths import trajectories, weights_file
+from toycircuits.core.fast_import import import_transformer_lens
+from toycircuits.core.paths import CLAIMS, claims_file, trajectories, weights_file
 from toycircuits.core.slices import (
     load_ablations,
     load_figures,
@@ -37,11 +41,25 @@ class _Experiment(Settings):
     slice: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
-def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None:
-    """Raise an `InputError` for the first thing that is wrong in `params`.
+def check_all(params: Mapping[str, Any]) -> None:
+    """Validate all settings of `params`, at every scale, and the files of claims.
 
-    Every section of every experiment and run is checked at each of the `chosen` scales (all, if
-    None), and every model is built without memory (on torch's meta device).
+    Raises:
+        InputError: one line about the first thing that is wrong.
+    """
+    import_transformer_lens()
+    validate(params)
+    validate_claims(params, CLAIMS)
+
+
+def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None:
+    """Validate all settings of `params` at the `chosen` scales, by default at all of them.
+
+    Every section of every experiment and run is parsed. Every model is built on torch's meta
+    device, which takes no memory.
+
+    Raises:
+        InputError: one line about the first setting that is wrong.
     """
     check_keys(params, "params.yaml")
     _check_structure(params)
@@ -58,9 +76,11 @@ def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None
 
 
 def validate_claims(params: Mapping[str, Any], folder: Path) -> None:
-    """Raise an `InputError` for the first thing that is wrong in the files of claims in `folder`.
+    """Validate the files of claims in `folder`: one for each experiment, and no others.
 
-    Each experiment has one, and each of its claims can be compared at a scale that there is.
+    Raises:
+        InputError: one line about the first thing that is wrong, for example a claim that names a
+            scale that params.yaml does not have.
     """
     names = set(params["experiments"])
     if strays := {path.stem for path in folder.glob("*.yaml")} - names:
@@ -68,9 +88,9 @@ def validate_claims(params: Mapping[str, Any], folder: Path) -> None:
             f"{folder / min(strays)}.yaml: no such experiment; allowed: {_list(names)}"
         )
     for name in params["experiments"]:
-        path = folder / f"{name}.yaml"
+        path = folder / claims_file(name).name
         if not path.exists():
-            raise InputError(f"{path}: missing; an experiment says there what it claims")
+            raise InputError(f"{path}: missing; every experiment has a file of claims")
         for claim in read_card(path).claims:
             if strays := set(claim.scales) - set(scales(params)):
                 found = f"{path}: {claim.id}.scales: found {min(strays)!r}"
@@ -88,12 +108,12 @@ def _check_structure(params: Mapping[str, Any]) -> None:
     for key in ("experiments", "runs"):
         if not isinstance(params[key], dict) or not params[key]:
             raise InputError(f"{key}: found {params[key]!r}; allowed is a mapping with entries")
-    _check_names(params)
-    for key in ("experiments", "runs"):
-        _check_names(params[key])
+        _check_names(params[key], key)
+    _check_names(params, "params.yaml")
     _check_released(params)
     for name, entry in params["runs"].items():
-        _check_names(RunEntry.parse(entry, f"runs.{name}").variants)
+        variants = RunEntry.parse(entry, f"runs.{name}").variants
+        _check_names(variants, f"runs.{name}.variants")
     experiment_tree(params, next(iter(params["experiments"])))
     for name, entry in params["experiments"].items():
         with at_key(f"experiments.{name}"):
@@ -101,20 +121,25 @@ def _check_structure(params: Mapping[str, Any]) -> None:
 
 
 def _check_released(params: Mapping[str, Any]) -> None:
-    released = params["released"]
+    """Raise an `InputError` unless `released` is a list of different runs."""
+    released, allowed = params["released"], ", ".join(params["runs"])
     if not isinstance(released, list):
-        raise InputError(f"released: found {released!r}; allowed is a list of names of runs")
+        raise InputError(f"released: found {released!r}; allowed is a list of runs")
     for name in released:
-        if name not in params["runs"] or released.count(name) > 1:
-            allowed = ", ".join(params["runs"])
-            raise InputError(f"released: found {name!r}; allowed, each once: {allowed}")
+        if not isinstance(name, str) or name not in params["runs"]:
+            raise InputError(f"released: found {name!r}; allowed: {allowed}")
+        if released.count(name) > 1:
+            raise InputError(
+                f"released: found {name!r} {released.count(name)} times; allowed: once"
+            )
 
 
-def _check_names(values: Mapping[str, Any]) -> None:
+def _check_names(values: Mapping[str, Any], key: str) -> None:
     for name in values:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", name):
             raise InputError(
-                f"{name!r}: names are made of letters, digits, _ and ., which is not the first"
+                f"{key}: found the name {name!r}; names may contain letters, digits, `_` and `.`, "
+                "and may not start with `.`"
             )
 
 
@@ -133,11 +158,11 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
     experiments = params["experiments"]
     if run.entry.experiment not in experiments:
         allowed = ", ".join(experiments)
-        found = run.entry.experiment
-        raise InputError(f"runs.{name}.experiment: found {found!r}; allowed: {allowed}")
+        raise InputError(
+            f"runs.{name}.experiment: found {run.entry.experiment!r}; allowed: {allowed}"
+        )
     if run.entry.slice != (allowed := experiments[run.entry.experiment]["slice"]):
-        found = run.entry.slice
-        raise InputError(f"runs.{name}.slice: found {found!r}; allowed is {allowed!r}")
+        raise InputError(f"runs.{name}.slice: found {run.entry.slice!r}; allowed is {allowed!r}")
     _check_final(params, run)
     task, architecture = load_task(run.entry.slice), load_model(run.entry.slice)
     data: Any = run.section("data", task.DataSettings)
@@ -158,20 +183,18 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
 
 def _check_final(params: Mapping[str, Any], run: Run) -> None:
     """Raise an `InputError` if `final` of a run is not where its final weights are written."""
-    released = run.name in params["released"]
-    allowed = weights_file(run.name) if released else trajectories(run.name)
-    if run.final != allowed:
-        why = "as `released` names the run" if released else "unless `released` names the run"
-        raise InputError(
-            f"runs.{run.name}.final: found {str(run.final)!r}; allowed is {str(allowed)!r}, {why}"
-        )
+    is_released = run.name in params["released"]
+    allowed = (weights_file if is_released else trajectories)(run.name).as_posix()
+    if (final := run.entry.final) != allowed:
+        why = f"because `released` {'names' if is_released else 'does not name'} the run"
+        raise InputError(f"runs.{run.name}.final: found {final!r}; allowed is {allowed!r}, {why}")
 
 
 def _check_memory(n_weights: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise an `InputError` if weights, their gradients, Adam's averages and data cannot fit.
+    """Raise an `InputError` if weights, gradients, Adam's two averages and data do not fit.
 
-    Numbers are counted as 4 bytes, those of the data too, some of which take 8. What a step
-    computes on the way comes on top of it; that it fits is not checked.
+    This is a lower bound: every number counts as 4 bytes, although some data take 8, and the
+    intermediate values of a training step are not counted.
     """
     weights, data = 4 * 4 * n_weights, 4 * sum(math.prod(shape) for shape in shapes.values())
     if weights + data > (memory := psutil.virtual_memory().total):

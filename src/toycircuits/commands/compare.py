@@ -1,6 +1,5 @@
-"""Two revisions, `dvc exp` experiments or runs side by side: `toycircuits compare`."""
+"""`toycircuits compare`: two revisions, `dvc exp` experiments or runs side by side."""
 
-import csv
 import html
 import json
 import tempfile
@@ -16,9 +15,10 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from toycircuits.commands.show import sections
+from toycircuits.claims.verdict import read_verdicts
+from toycircuits.commands.show import settings_of
 from toycircuits.core import paths
-from toycircuits.core.config import InputError, find_run, read_params
+from toycircuits.core.config import InputError, find_run, read_params, read_yaml
 from toycircuits.core.plotting import COLORS, TEMPLATE, bare_facets
 from toycircuits.core.tables import read_table
 from toycircuits.revisions import Files
@@ -29,15 +29,15 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Side:
-    """What is compared.
+    """One of the two things that are compared.
 
     Attributes:
-        name: as it was given.
+        name: as it was given to the command.
         params: key path -> value.
         metrics: name -> value.
-        claims: experiment and id -> outcome, measured value and statement.
+        claims: experiment and id of each claim -> its row in the table of verdicts.
         curves: run -> its training log.
-        run: which one it is, if it is one run of the workspace, and no revision.
+        run: name of the run, if this is a run and not a revision.
     """
 
     name: str
@@ -49,17 +49,24 @@ class Side:
 
 
 def sides(root: Path, names: tuple[str, str]) -> tuple[Side, Side]:
-    """What `names` stand for: two runs, or two of revisions, experiments and "workspace".
+    """The two things that `names` stand for.
+
+    Args:
+        root: the project folder.
+        names: two runs of params.yaml; or two of git revisions, `dvc exp` experiments and
+            "workspace", which means the files as they are.
 
     Raises:
-        InputError: one of them is none of these, or they are of different kinds.
+        InputError: there is no such run or revision, or one name is a run and the other is not.
     """
     params = read_params(root / "params.yaml")
-    runs = [name in params["runs"] for name in names]
-    if all(runs):
+    is_run = [name in params["runs"] for name in names]
+    if all(is_run):
         return _run(root, params, names[0]), _run(root, params, names[1])
-    if any(runs) and WORKSPACE in names:
-        raise InputError(f"compare: found {' and '.join(names)}; two runs, or two revisions")
+    if any(is_run) and WORKSPACE in names:
+        raise InputError(
+            f"compare: found {' and '.join(names)}; allowed: two runs, or two revisions"
+        )
     return _revision(root, names[0]), _revision(root, names[1])
 
 
@@ -67,40 +74,48 @@ def _revision(root: Path, name: str) -> Side:
     with tempfile.TemporaryDirectory() as scratch:
         files = Files(root, None if name == WORKSPACE else name, Path(scratch))
         file = files.get(Path("params.yaml"))
-        if file is None:
-            raise InputError(f"compare: {name}: no params.yaml there")
-        params = read_params(file)
+        # Not `read_params`: earlier revisions have aliases, which it refuses.
+        params = None if file is None else read_yaml(file)
+        if not isinstance(params, dict):
+            raise InputError(
+                f"compare: {name}: this revision has no params.yaml, or an invalid one"
+            )
         metrics: dict[str, float] = {}
         claims: dict[tuple[str, str], dict[str, str]] = {}
         curves: dict[str, pd.DataFrame] = {}
         for experiment in params["experiments"]:
-            if file := files.get(paths.REPORTS / experiment / "metrics.json"):
-                told = _flat(json.loads(file.read_text()))
-                metrics |= {f"{experiment}.{key}": value for key, value in told.items()}
-            if file := files.get(paths.REPORTS / experiment / "claims.csv"):
-                with file.open(encoding="utf-8", newline="") as lines:
-                    claims |= {(experiment, row["id"]): row for row in csv.DictReader(lines)}
+            if file := files.get(paths.metrics_file(experiment)):
+                values = _flat(json.loads(file.read_text()))
+                metrics |= {f"{experiment}.{key}": value for key, value in values.items()}
+            if file := files.get(paths.claims_table(experiment)):
+                verdicts = read_verdicts(file).to_dict("records")
+                claims |= {(experiment, row["id"]): _as_texts(row) for row in verdicts}
         for run, entry in params["runs"].items():
-            if file := files.get(paths.tables(entry["experiment"]) / run / "training.csv"):
+            if file := files.get(paths.training_table(entry["experiment"], run)):
                 curves[run] = read_table(file)
         return Side(name, _flat(params), metrics, claims, curves)
 
 
+def _as_texts(row: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(name): str(text) for name, text in row.items()}
+
+
 def _run(root: Path, params: Mapping[str, Any], name: str) -> Side:
     run = find_run(params, name)
-    folder = root / paths.tables(run.entry.experiment) / name
-    if not (folder / "training.csv").exists():
-        raise InputError(f"compare: {name}: no results yet; `toycircuits repro measure@{name}`")
-    training = read_table(folder / "training.csv")
+    log = root / paths.training_table(run.entry.experiment, name)
+    if not log.exists():
+        raise InputError(
+            f"compare: {name}: no results yet; `toycircuits repro measure@{name}` makes them"
+        )
+    training = read_table(log)
     last = training.groupby(["variant", "seed"]).tail(1).drop(columns=["variant", "seed", "step"])
     metrics = {f"training.{key}": float(value) for key, value in last.mean().items()}
-    if (folder / "measure/metrics.csv").exists():
-        told = read_table(folder / "measure/metrics.csv")
-        means = told.groupby("metric", sort=False)["value"].mean()
+    if (measured := log.with_name("measure") / "metrics.csv").exists():
+        means = read_table(measured).groupby("metric", sort=False)["value"].mean()
         metrics |= {str(key): float(value) for key, value in means.items()}
-    own: dict[str, Any] = sections(run)
+    settings: dict[str, Any] = settings_of(run)
     variants = {f"variants.{key}": value for key, value in run.entry.variants.items()}
-    return Side(name, _flat(own | variants), metrics, {}, {name: training}, name)
+    return Side(name, _flat(settings | variants), metrics, {}, {name: training}, name)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -115,12 +130,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between two sides, of one kind.
+    """All differences of one kind between two sides.
 
     Attributes:
-        title: what it is about.
+        title: the kind, for example "params".
         names: of both sides.
-        rows: what it is about, and what it is on either side; "-" where there is none.
+        rows: what differs, and its value on either side; "-" where a side does not have it.
     """
 
     title: str
@@ -129,32 +144,45 @@ class Difference:
 
 
 def differences(a: Side, b: Side) -> list[Difference]:
-    """Params, metrics, claims and runs that differ; claims only where a side has any.
+    """Params, metrics, claims and runs in which `a` and `b` differ.
 
-    Metrics of a run are means over its models.
+    Claims are left out if no side has any. Metrics of a run are means over its models.
     """
     names = a.name, b.name
-    found = []
     metrics = "metrics" if a.run is None else "metrics (means over models)"
-    for title, old, new in (("params", a.params, b.params), (metrics, a.metrics, b.metrics)):
-        both = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new}}
-        differ = {key: pair for key, pair in both.items() if repr(pair[0]) != repr(pair[1])}
-        rows = [(key, *_texts(*pair)) for key, pair in differ.items()]
-        found.append(Difference(title, names, rows))
+    parts = [
+        Difference("params", names, _differing(a.params, b.params)),
+        Difference(metrics, names, _differing(a.metrics, b.metrics)),
+    ]
     if a.claims or b.claims:
-        rows = [("reproduced", _reproduced(a), _reproduced(b))]
-        for key in {**a.claims, **b.claims}:
-            judged = [side.claims.get(key) for side in (a, b)]
-            told = [f"{row['outcome']} ({row['measured']})" if row else ABSENT for row in judged]
-            if len({row["outcome"] if row else ABSENT for row in judged}) > 1:
-                (statement, *_) = [row["statement"] for row in reversed(judged) if row]
-                rows.append((f"{key[0]}: {statement}", told[0], told[1]))
-        found.append(Difference("claims", names, rows if len(rows) > 1 else []))
-    if a.run is None and (alone := sorted(a.curves.keys() ^ b.curves.keys())):
-        there = [["trained" if run in side.curves else ABSENT for side in (a, b)] for run in alone]
-        pairs = zip(alone, there, strict=True)
-        found.append(Difference("runs", names, [(run, old, new) for run, (old, new) in pairs]))
-    return found
+        rows = _differing_claims(a, b)
+        rows = [("reproduced", _reproduced(a), _reproduced(b)), *rows] if rows else []
+        parts.append(Difference("claims", names, rows))
+    if a.run is None and (of_one_side := sorted(a.curves.keys() ^ b.curves.keys())):
+        rows = [(run, _trained(a, run), _trained(b, run)) for run in of_one_side]
+        parts.append(Difference("runs", names, rows))
+    return parts
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new}}
+    return [(key, *_texts(*pair)) for key, pair in pairs.items() if repr(pair[0]) != repr(pair[1])]
+
+
+def _differing_claims(a: Side, b: Side) -> list[tuple[str, str, str]]:
+    """Claims with different outcomes."""
+    rows = []
+    for key in {**a.claims, **b.claims}:
+        verdicts = [side.claims.get(key) for side in (a, b)]
+        if len({verdict["outcome"] if verdict else ABSENT for verdict in verdicts}) > 1:
+            old, new = (f"{v['outcome']} ({v['measured']})" if v else ABSENT for v in verdicts)
+            statement = next(v["statement"] for v in reversed(verdicts) if v)
+            rows.append((f"{key[0]}: {statement}", old, new))
+    return rows
+
+
+def _trained(side: Side, run: str) -> str:
+    return "trained" if run in side.curves else ABSENT
 
 
 def _reproduced(side: Side) -> str:
@@ -163,7 +191,7 @@ def _reproduced(side: Side) -> str:
 
 
 def _texts(old: Any, new: Any) -> tuple[str, str]:
-    """Both values with six digits, or with all where these are the same."""
+    """Both values with six digits, or with all digits if they differ only in later ones."""
 
     def text(value: Any) -> str:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -172,27 +200,27 @@ def _texts(old: Any, new: Any) -> tuple[str, str]:
     return short if short[0] != short[1] else (repr(old), repr(new))
 
 
-def as_tables(found: Sequence[Difference]) -> RenderableType:
-    """For a terminal."""
-    parts: list[RenderableType] = []
-    for part in found:
+def as_tables(parts: Sequence[Difference]) -> RenderableType:
+    """The differences for a terminal."""
+    shown: list[RenderableType] = []
+    for part in parts:
         if part.rows:
             title = f"{part.title} that differ"
             table = Table(title=title, title_justify="left", box=None)
             for name in ("", *part.names):
-                table.add_column(name, overflow="fold")  # a key cut short is no key
+                table.add_column(name, overflow="fold")  # never cut a key short
             for row in part.rows:
                 table.add_row(*map(escape, row))
-            parts += [table, ""]
+            shown += [table, ""]
         else:
-            parts.append(f"[bold]{part.title}[/]: none differ\n")
-    return Group(*parts)
+            shown.append(f"[bold]{part.title}[/]: none differ\n")
+    return Group(*shown)
 
 
-def as_markdown(found: Sequence[Difference]) -> str:
-    """For a comment on a pull request."""
+def as_markdown(parts: Sequence[Difference]) -> str:
+    """The differences for a comment on a pull request, claims before params."""
     lines = []
-    for part in reversed(found):  # claims first
+    for part in reversed(parts):
         if part.rows:
             rows = [("", *part.names), ("---",) * 3, *part.rows]
             cells = [[html.escape(cell).replace("|", "&#124;") for cell in row] for row in rows]
@@ -204,7 +232,7 @@ def as_markdown(found: Sequence[Difference]) -> str:
 
 
 def figures(a: Side, b: Side) -> Iterator[go.Figure]:
-    """Training curves of the runs in which `a` and `b` differ, one above the other."""
+    """For each run whose training logs differ, a figure with the curves of both sides."""
     if a.run is not None and b.run is not None:
         pairs = [(f"{a.run} and {b.run}", a.curves[a.run], b.curves[b.run])]
     else:
@@ -227,7 +255,10 @@ def figures(a: Side, b: Side) -> Iterator[go.Figure]:
 
 
 def write_page(a: Side, b: Side, out: Path) -> int:
-    """Write the figures as one page that needs nothing else; how many there are."""
+    """Write the figures to the page `out`, which works offline, and return their number.
+
+    Nothing is written if there are no figures.
+    """
     parts = [
         figure.to_html(full_html=False, include_plotlyjs=number == 0)
         for number, figure in enumerate(figures(a, b))

@@ -1,4 +1,4 @@
-"""Is everything there that a reproduction needs? `toycircuits doctor`."""
+"""`toycircuits doctor`: is everything there that a reproduction needs, and if not, what to do?"""
 
 import platform
 import shutil
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toycircuits.commands.fsck import cache_folder
+from toycircuits.commands.dvc_repo import cache_folder, open_repo
 
 GIB = 2**30
-NEEDED = 5 * GIB  # what the paper scale leaves in DVC's cache and in artifacts/, and some room
+NEEDED = 5 * GIB  # what the paper scale writes to DVC's cache and to artifacts/, with some reserve
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,36 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        mend: what to do about it, where there is something.
+        what: the thing that was examined.
+        state: a failure must be mended, a warning should be.
+        detail: what is there.
+        advice: how to mend it; empty if nothing is to do.
     """
 
     what: str
     state: Literal["ok", "warning", "failure"]
-    found: str
-    mend: str = ""
+    detail: str
+    advice: str = ""
+
+
+def doctor(root: Path) -> bool:
+    """Print a report on this machine and the project at `root`; True if there is no failure."""
+    is_well = True
+    for finding in examine(root):
+        is_well &= finding.state != "failure"
+        print(f"{finding.state:8} {finding.what}: {finding.detail}")
+        if finding.advice:
+            print(f"{'':8} {finding.advice}")
+    return is_well
 
 
 def examine(root: Path) -> Iterator[Finding]:
-    """Look at everything; what cannot be looked at is a failure, and ends nothing."""
+    """Examine everything, one finding after the other. A check that crashes is a failure, too."""
     for check in CHECKS:
         name = check.__name__.strip("_").replace("_", " ")
         try:
             yield check(root)
-        except Exception as error:  # whatever is wrong, the other lines matter, too
+        except Exception as error:  # whatever is wrong, the other findings are still of use
             yield Finding(name, "failure", f"{type(error).__name__}: {error}")
 
 
@@ -45,8 +59,8 @@ def _python(root: Path) -> Finding:
 def _git(root: Path) -> Finding:
     git = shutil.which("git")
     if git is None:
-        mend = "`--scale`, `compare` and experiments need it: install git"
-        return Finding("git", "failure", "none", mend)
+        advice = "`--scale`, `compare` and experiments need it: install git"
+        return Finding("git", "failure", "none", advice)
     return Finding("git", "ok", git)
 
 
@@ -57,18 +71,18 @@ def _torch(root: Path) -> Finding:
     version = torch.__version__.partition("+")[0]
     cuda = torch.cuda.is_available()
     device = f"CUDA: {torch.cuda.get_device_name()}" if cuda else "on the CPU"
-    found = f"{torch.__version__}, {device}"
+    detail = f"{torch.__version__}, {device}"
     if "torch==" in pinned and f"torch=={version}\n" not in pinned + "\n":
-        mend = "results in git are of the version in constraints.txt: `make setup`"
-        return Finding("torch", "warning", found, mend)
-    return Finding("torch", "ok", found)
+        advice = "results in git come from the version in constraints.txt: `make setup` installs it"
+        return Finding("torch", "warning", detail, advice)
+    return Finding("torch", "ok", detail)
 
 
 def _compiler(root: Path) -> Finding:
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
-        mend = "without one, trainings run uncompiled, up to five times as long: install g++"
-        return Finding("C++ compiler", "warning", "none", mend)
+        advice = "without a compiler, trainings take up to five times as long: install g++"
+        return Finding("C++ compiler", "warning", "none", advice)
     return Finding("C++ compiler", "ok", compiler)
 
 
@@ -76,9 +90,9 @@ def _chrome(root: Path) -> Finding:
     from toycircuits.core.pictures import find_browser
 
     browser = find_browser()
-    if shutil.which(browser) is None:  # none, or BROWSER_PATH names what cannot be run
-        mend = "without one, no PNG is drawn: `make chrome`, or install Chrome or Chromium"
-        return Finding("Chrome", "warning", browser or "none", mend)
+    if shutil.which(browser) is None:  # no browser, or BROWSER_PATH names none
+        advice = "without Chrome, no PNG is drawn: `make chrome`, or install Chrome or Chromium"
+        return Finding("Chrome", "warning", browser or "none", advice)
     return Finding("Chrome", "ok", browser)
 
 
@@ -87,37 +101,35 @@ def _cache(root: Path) -> Finding:
     folder.mkdir(parents=True, exist_ok=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     same = folder.stat().st_dev == root.stat().st_dev
-    found = f"{folder}, {size / GIB:.1f} GiB{'' if same else ', on another disk'}"
+    detail = f"{folder}, {size / GIB:.1f} GiB{'' if same else ', on another disk'}"
     probe = folder / ".toycircuits-doctor"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        return Finding("DVC cache", "failure", f"{found}: {error.strerror}", "make it writable")
-    return Finding("DVC cache", "ok", found)
+        return Finding("DVC cache", "failure", f"{detail}: {error.strerror}", "make it writable")
+    return Finding("DVC cache", "ok", detail)
 
 
 def _remote(root: Path) -> Finding:
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
         name, remotes = repo.config["core"].get("remote"), repo.config["remote"]
     if not remotes:
-        mend = "results stay on this machine; to share them: docs/remotes-and-ci.md"
-        return Finding("DVC remote", "ok", f"none; {mend}")
+        advice = "results stay on this machine; docs/remotes-and-ci.md says how to share them"
+        return Finding("DVC remote", "ok", "none", advice)
     if name not in remotes:
-        mend = "`dvc remote default NAME`"
-        return Finding("DVC remote", "warning", f"{', '.join(remotes)}; none is the default", mend)
+        detail = f"{', '.join(remotes)}; none is the default"
+        return Finding("DVC remote", "warning", detail, "`dvc remote default NAME` chooses one")
     return Finding("DVC remote", "ok", f"{name}: {remotes[name]['url']}")
 
 
 def _free_disk(root: Path) -> Finding:
     free = shutil.disk_usage(cache_folder(root)).free
-    found = f"{free / GIB:.1f} GiB"
+    detail = f"{free / GIB:.1f} GiB"
     if free < NEEDED:
-        mend = f"the paper scale needs {NEEDED / GIB:.0f} GiB; docs/faq.md says how to free some"
-        return Finding("free disk", "warning", found, mend)
-    return Finding("free disk", "ok", found)
+        advice = f"the paper scale needs {NEEDED / GIB:.0f} GiB; docs/faq.md says how to free some"
+        return Finding("free disk", "warning", detail, advice)
+    return Finding("free disk", "ok", detail)
 
 
 def _results(root: Path) -> Finding:
@@ -126,13 +138,14 @@ def _results(root: Path) -> Finding:
     problems = stale(root)
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        found = f"{problems[0].rstrip(':')}{more}"
-        return Finding("results", "warning", found, "`toycircuits repro` brings them up to date")
-    found = "belong to code and params"
+        detail = f"{problems[0].rstrip(':')}{more}"
+        return Finding("results", "warning", detail, "`toycircuits repro` brings them up to date")
+    detail = "belong to code and params"
     if absent(root):
-        mend = "`dvc pull` brings them from a remote; `toycircuits repro` trains all again"
-        return Finding("results", "ok", f"{found}; trajectories of weights are not here", mend)
-    return Finding("results", "ok", found)
+        advice = "`dvc pull` brings them from a remote; `toycircuits repro` trains again"
+        detail += "; checkpoints of the trainings are not here"
+        return Finding("results", "ok", detail, advice)
+    return Finding("results", "ok", detail)
 
 
 CHECKS: tuple[Callable[[Path], Finding], ...] = (

@@ -1,30 +1,41 @@
-"""DVC's cache: which of its objects are damaged. DVC trusts an object because of its name."""
+"""Find damaged objects in DVC's cache: DVC trusts an object by its name, and never reads it again.
+
+`toycircuits fsck` runs this.
+"""
 
 import hashlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from toycircuits.core.config import InputError
+from toycircuits.commands.dvc_repo import cache_folder
 
 
-def cache_folder(root: Path) -> Path:
-    """Where the cache of the project at `root` stands (`dvc cache dir`).
+def fsck(root: Path, remove: bool) -> bool:
+    """Print the damaged objects in the cache of the project at `root`; True if there are none.
 
-    Raises:
-        InputError: DVC finds no repository there, or its settings are wrong.
+    Args:
+        remove: also delete them, so that DVC makes them anew.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(root)) as repo:
-            return Path(repo.cache.local_cache_dir)
-    except DvcException as error:
-        raise InputError(f"{root}: {' '.join(str(error).split())}") from None
+    objects = list(damaged(cache_folder(root)))
+    for path in objects:
+        print(f"damaged: {os.path.relpath(path)}", file=sys.stderr)
+        if remove:
+            path.unlink()
+    if objects and remove:
+        hint = "removed; delete the results that came from them, and run `toycircuits repro`"
+    else:
+        hint = "`toycircuits fsck --remove` removes them"
+    if objects:
+        print(f"{len(objects)} damaged; {hint}", file=sys.stderr)
+    else:
+        print("the cache is sound")
+    return not objects
 
 
 def damaged(cache: Path) -> Iterator[Path]:
-    """Objects whose content is not what their name, its MD5, says."""
+    """Objects of `cache` whose content does not have the MD5 sum that is their name."""
     for path in sorted(cache.glob("files/md5/??/*")):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()

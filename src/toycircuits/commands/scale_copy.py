@@ -1,11 +1,13 @@
 """The project at another scale, in a folder of its own: `toycircuits repro --scale quick`.
 
-What git carries belongs to one scale. Another is reproduced in a copy of the project, so that lock,
-tables and figures here stay as they are. The copy has the files as they stand, edits and new ones
-included, but for `scale` in params.yaml, and shares DVC's cache.
+Git carries the results of one scale. `--scale` copies the project to a folder that is named like
+the scale, and reproduces the copy, so that dvc.lock, tables and figures of the project stay as they
+are. The copy has the files as they stand, with edits and new files. It differs only in `scale` in
+params.yaml, and uses the same DVC cache.
 
-It is brought up to date before anything is planned, for `--dry`, too. What a person puts or edits
-there is neither removed nor overwritten: the copy keeps a list of what was copied to it.
+The copy is brought up to date before anything is planned, also for `--dry`. It keeps a list of the
+files that were copied to it, so that files which a person adds or edits there are neither removed
+nor overwritten.
 """
 
 import contextlib
@@ -20,53 +22,56 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from toycircuits.commands.fsck import cache_folder
+from toycircuits.commands.dvc_repo import cache_folder
 from toycircuits.core.config import InputError, read_params, scales
+from toycircuits.core.paths import ARTIFACTS, LOGS, RECORDS, REPORTS, RESUME
+from toycircuits.core.replace import replacing
 
-OWN = (".dvc", ".resume", "artifacts", "dvc.lock", "logs", "reports")  # of each tree, never copied
-SHARED = (".dvc/config", ".dvc/plots")  # but for these
-COPIED = Path(".dvc/copied.json")  # in a scale copy alone: names of copied files, and their SHA-256
+# Each copy has these folders and files for itself, with two exceptions that are copied.
+NOT_COPIED = (".dvc", "dvc.lock", *map(str, (ARTIFACTS, LOGS, REPORTS, RESUME)))
+COPIED_ANYWAY = (".dvc/config", ".dvc/plots")
+COPIED = Path(".dvc/copied.json")  # only in a scale copy: name of each copied file -> its SHA-256
 
 Original: TypeAlias = Path | str  # a file to copy, or the text to write
 
 
 def scale_copy(root: Path, scale: str) -> Path:
-    """Bring the folder of `scale` up to date.
+    """Bring the copy of the project at `root` for `scale` up to date; the copy's folder.
 
     Raises:
-        InputError: there is no such scale, git does not know the project, or a file that is not
-            ours, or not as we left it, is in the way. Nothing is written then.
+        InputError: there is no such scale, git does not know the project, or a file is in the way
+            that we did not write or that a person has edited. Nothing is written then.
     """
     params = read_params(root / "params.yaml")
     if scale not in (allowed := scales(params)):
         raise InputError(f"--scale: found {scale!r}; allowed: {', '.join(allowed)}")
     if (root / COPIED).exists():
         raise InputError(f"--scale {scale}: {root} is a copy; give it in the project's own folder")
-    tree = root / scale
-    if tree.exists() and not (tree / ".dvc").is_dir():
-        raise InputError(f"{tree}: is in the way of the results of --scale {scale}; move it")
+    copy = root / scale
+    if copy.exists() and not (copy / ".dvc").is_dir():
+        raise InputError(f"{copy}: is in the way of the results of --scale {scale}; move it")
     originals: dict[str, Original] = {name: root / name for name in _files(root, scale, allowed)}
     originals["params.yaml"] = _at_scale(root / "params.yaml", scale)
-    _bring(tree, originals)
-    _settle(tree, cache_folder(root))
-    if not (tree / "reports/stages.json").exists():
-        _put(tree, "reports/stages.json", "{}\n")
-    _tell_if_git_sees(tree)
-    return tree
+    _update(copy, originals)
+    _configure(copy, cache_folder(root))
+    if not (copy / RECORDS).exists():
+        _put(copy, RECORDS.as_posix(), "{}\n")
+    _warn_if_git_sees(copy)
+    return copy
 
 
 def _files(root: Path, scale: str, folders: Iterable[str]) -> set[str]:
-    """Files of the project that are no results: what git has, or would add.
+    """The files to copy: those that git has, or would add, and that are not results.
 
-    Those in the `folders` of scales are left out: git may not have been told to ignore them.
+    Files in the `folders` of scales are left out, because git may not be told to ignore them.
     """
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split())
-        raise InputError(f"--scale {scale}: git lists the files to copy, and says: {reason}")
+        raise InputError(f"--scale {scale}: git cannot list the files to copy: {reason}")
     names = {name for name in done.stdout.split("\0") if name and (root / name).is_file()}
-    names = {name for name in names if not _is_under(name, OWN) or _is_under(name, SHARED)}
+    names = {n for n in names if not _is_under(n, NOT_COPIED) or _is_under(n, COPIED_ANYWAY)}
     return {name for name in names if not _is_under(name, folders)} - {"params.yaml"}
 
 
@@ -83,51 +88,57 @@ def _at_scale(path: Path, scale: str) -> str:
     return changed
 
 
-def _bring(tree: Path, originals: Mapping[str, Original]) -> None:
-    """Make files of `tree` what their `originals` are, and remove those that have none any more.
+def _update(copy: Path, originals: Mapping[str, Original]) -> None:
+    """Make the files of `copy` equal to `originals`, and remove those without an original.
 
-    A file that is as it should be keeps its time, by which DVC knows it.
+    A file that is equal already keeps its time, by which DVC recognises it.
 
     Raises:
-        InputError: a file to be written or removed is not what was copied. Nothing is changed.
+        InputError: a file to write or to remove is not as we copied it. Nothing is changed then.
     """
-    before = _copied(tree)
+    before = _copied(copy)
     wanted = {name: _digest(original) for name, original in originals.items()}
-    names = [name for name in {**before, **wanted} if os.path.lexists(tree / name)]
-    there = {name: _digest(tree / name) for name in names}
-    old = [name for name in there if name not in wanted]
-    new = [name for name in wanted if there.get(name) != wanted[name]]
-    touched = sorted(n for n in (*old, *new) if n in there and there[n] != before.get(n))
-    if touched:
-        others = f" (and {len(touched) - 1} more)" if touched[1:] else ""
-        what = "is not what was copied there, which would be lost now"
-        mend = "make such an edit in the project's own folder, and move or remove this file"
-        raise InputError(f"{tree / touched[0]}: {what}; {mend}{others}")
-    for name in old:
-        (tree / name).unlink()
-        with contextlib.suppress(OSError):  # it is not empty
-            for folder in (tree / name).relative_to(tree).parents:
-                (tree / folder).rmdir()
-    for name in new:
-        _put(tree, name, originals[name])
+    names = [name for name in {**before, **wanted} if os.path.lexists(copy / name)]
+    present = {name: _digest(copy / name) for name in names}
+    to_remove = [name for name in present if name not in wanted]
+    to_write = [name for name in wanted if present.get(name) != wanted[name]]
+    _refuse_to_lose(copy, [*to_remove, *to_write], present, before)
+    for name in to_remove:
+        (copy / name).unlink()
+        with contextlib.suppress(OSError):  # the folder is not empty
+            for folder in (copy / name).relative_to(copy).parents:
+                (copy / folder).rmdir()
+    for name in to_write:
+        _put(copy, name, originals[name])
     if wanted != before:
-        _put(tree, COPIED.as_posix(), json.dumps(dict(sorted(wanted.items())), indent=1) + "\n")
+        _put(copy, COPIED.as_posix(), json.dumps(dict(sorted(wanted.items())), indent=1) + "\n")
 
 
-def _copied(tree: Path) -> dict[str, str]:
-    """What was copied to `tree`; where nobody knows, it is taken for a person's own."""
+def _refuse_to_lose(
+    copy: Path, names: Iterable[str], present: Mapping[str, str], before: Mapping[str, str]
+) -> None:
+    """Raise an `InputError` if one of the files `names` of `copy` is not as we copied it."""
+    edited = sorted(n for n in names if n in present and present[n] != before.get(n))
+    if edited:
+        others = f" (and {len(edited) - 1} more)" if edited[1:] else ""
+        raise InputError(
+            f"{copy / edited[0]}: this file was added or edited in the copy and would be lost now; "
+            f"make the edit in the project's own folder, and move or remove this file{others}"
+        )
+
+
+def _copied(copy: Path) -> dict[str, str]:
+    """The list of what was copied to `copy`; empty if there is none, as in a new copy."""
     try:
-        return dict(json.loads((tree / COPIED).read_text(encoding="utf-8")))
+        return dict(json.loads((copy / COPIED).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (TypeError, ValueError):
-        raise InputError(
-            f"{tree / COPIED}: not the list of what was copied there; remove it"
-        ) from None
+        raise InputError(f"{copy / COPIED}: not a list of copied files; remove it") from None
 
 
 def _digest(original: Original) -> str:
-    """SHA-256 of a content; of what is no file, the empty text."""
+    """SHA-256 of a text or of a file's content; the empty text for a folder."""
     if isinstance(original, str):
         return hashlib.sha256(original.encode()).hexdigest()
     if not original.is_file():
@@ -136,40 +147,37 @@ def _digest(original: Original) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _put(tree: Path, name: str, original: Original) -> None:
-    """Write a file of `tree` in one step: half of it would be taken for a person's edit."""
-    partial = tree / f".dvc/partial-{os.getpid()}"
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
+def _put(copy: Path, name: str, original: Original) -> None:
+    """Write the file `name` of `copy` in one step: half a file would look like a person's edit.
+
+    The temporary file is in .dvc: left behind in a folder that a stage reads, it would make the
+    stage stale.
+    """
+    with replacing(copy / name, copy / f".dvc/partial-{os.getpid()}") as partial:
         if isinstance(original, str):
             partial.write_text(original, encoding="utf-8")
         else:
             shutil.copy2(original, partial)
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        partial.replace(tree / name)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _settle(tree: Path, cache: Path) -> None:
-    """Let DVC use `cache` in `tree`, which git does not see, beside what a person has set there."""
+def _configure(copy: Path, cache: Path) -> None:
+    """Let DVC use `cache` in `copy`, and no git; all other settings stay as they are."""
     from dvc.config import Config, ConfigError
 
     try:
-        config = Config(str(tree / ".dvc"))
+        config = Config(str(copy / ".dvc"))
         if config["core"].get("no_scm") and config["cache"].get("dir") == str(cache):
             return
         with config.edit("local") as settings:
             settings["core"]["no_scm"] = True
             settings["cache"]["dir"] = str(cache)
     except ConfigError as error:
-        raise InputError(f"{tree / '.dvc'}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{copy / '.dvc'}: {' '.join(str(error).split())}") from None
 
 
-def _tell_if_git_sees(tree: Path) -> None:
-    command = ["git", "check-ignore", "--quiet", f"{tree.name}/"]
-    if subprocess.run(command, cwd=tree.parent, capture_output=True, check=False).returncode == 1:
-        line = f"/{tree.name}/"
-        print(
-            f"note: git does not ignore {line}; add it to .gitignore, .dvcignore", file=sys.stderr
-        )
+def _warn_if_git_sees(copy: Path) -> None:
+    command = ["git", "check-ignore", "--quiet", f"{copy.name}/"]
+    if subprocess.run(command, cwd=copy.parent, capture_output=True, check=False).returncode == 1:
+        line = f"/{copy.name}/"
+        text = f"note: git does not ignore {line}; add it to .gitignore and .dvcignore"
+        print(text, file=sys.stderr)

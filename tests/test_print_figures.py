@@ -11,7 +11,7 @@ import pytest
 from project import ROOT, environment_of
 from test_plotting import needs_chrome
 
-from toycircuits import export
+from toycircuits.commands import figures as print_figures
 from toycircuits.core.config import InputError, read_params
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -25,13 +25,13 @@ def scatter(**layout: object) -> go.Figure:
 
 @pytest.mark.parametrize(("said", "meant"), [("column", 3.25), ("page", 6.75), ("4.5", 4.5)])
 def test_widths(said: str, meant: float) -> None:
-    assert export.inches(said) == meant
+    assert print_figures.inches(said) == meant
 
 
 @pytest.mark.parametrize("said", ["wide", "0", "-3", "1000", "nan", ""])
 def test_widths_that_make_no_figure(said: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--width: found {said!r}; allowed: column")):
-        export.inches(said)
+        print_figures.inches(said)
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_figures_are_found_by_experiment_and_by_name() -> None:
-    whole = [*export.find(["list_copy_10"], PARAMS)]
+    whole = [*print_figures.select(["list_copy_10"], PARAMS)]
     assert "list_copy_10/loss" in whole
     assert len(whole) == len([*ROOT.glob("reports/list_copy_10/figures/*.png")])
-    assert [*export.find(["list_copy_10", "list_copy_10/loss"], PARAMS)] == whole
-    assert [*export.find(["list_copy_10/loss"], PARAMS)] == ["list_copy_10/loss"]
+    assert [*print_figures.select(["list_copy_10", "list_copy_10/loss"], PARAMS)] == whole
+    assert [*print_figures.select(["list_copy_10/loss"], PARAMS)] == ["list_copy_10/loss"]
 
 
 @pytest.mark.usefixtures("here")
@@ -63,38 +63,38 @@ def test_figures_are_found_by_experiment_and_by_name() -> None:
 )
 def test_figures_that_are_not_there(name: str, text: str) -> None:
     with pytest.raises(InputError, match=text):
-        export.find([name], PARAMS)
+        print_figures.select([name], PARAMS)
 
 
 def test_nothing_to_draw_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="reports/modular_subtraction/tables: no tables yet; "):
-        export.find([], PARAMS)
+        print_figures.select([], PARAMS)
 
 
 @pytest.mark.parametrize("width", [3.25, 6.75])
 def test_a_figure_is_laid_out_for_its_width(width: float) -> None:
     """Its text is 8 points high where it is printed, and it keeps its height in a narrow column."""
     before = scatter(width=760, height=440).to_dict()
-    fitted = export.fit(go.Figure(before), width, title=False)
+    fitted = print_figures.fit(go.Figure(before), width, title=False)
     points_per_pixel = width * 72 / fitted.layout.width
     assert fitted.layout.xaxis.title.font.size * points_per_pixel == pytest.approx(8, rel=0.01)
     assert fitted.layout.title.text is None
     assert 0.3 < fitted.layout.height / fitted.layout.width < 1.3
-    assert export.fit(go.Figure(before), width, title=True).layout.title.text == "Squares"
+    assert print_figures.fit(go.Figure(before), width, title=True).layout.title.text == "Squares"
     assert scatter(width=760, height=440).to_dict() == before
 
 
 def test_the_legend_of_a_narrow_figure_is_below() -> None:
-    narrow, wide = (export.fit(scatter(), width, title=False) for width in (3.25, 6.75))
+    narrow, wide = (print_figures.fit(scatter(), width, title=False) for width in (3.25, 6.75))
     assert narrow.layout.legend.orientation == "h"
     assert wide.layout.legend.orientation is None
 
 
 def test_crowded_panels_are_told() -> None:
     many = px.line(x=[1, 2] * 8, y=[1, 2] * 8, facet_col=[i // 2 for i in range(16)])
-    assert export.crowded(export.fit(many, 3.25, title=False))
-    assert not export.crowded(export.fit(scatter(), 3.25, title=False))
+    assert print_figures.crowded(print_figures.fit(many, 3.25, title=False))
+    assert not print_figures.crowded(print_figures.fit(scatter(), 3.25, title=False))
 
 
 @needs_chrome

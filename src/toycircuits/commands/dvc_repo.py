@@ -1,0 +1,35 @@
+"""The project's DVC repository, for commands that ask DVC through its objects."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from toycircuits.core.config import InputError
+
+
+@contextmanager
+def open_repo(root: Path) -> Iterator[Any]:
+    """The DVC repository at `root`: a `dvc.repo.Repo`, which has no types.
+
+    Raises:
+        InputError: DVC finds no repository there, or refuses its settings or dvc.yaml.
+    """
+    from dvc.exceptions import DvcException  # here, because DVC loads slowly
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise InputError(f"{root}: {' '.join(str(error).split())}") from None
+
+
+def cache_folder(root: Path) -> Path:
+    """The folder of the DVC cache that the project at `root` uses, as `dvc cache dir` prints it.
+
+    Raises:
+        InputError: DVC finds no repository there, or refuses its settings.
+    """
+    with open_repo(root) as repo:
+        return Path(repo.cache.local_cache_dir)
