@@ -15,10 +15,11 @@ from toycircuits.commands.new_experiment import create
 from toycircuits.core.config import InputError
 
 NAME = "say_again"
+N_FILES = 11  # that are written: eight modules, claims, a test and params.yaml
 
 
 def project(folder: Path) -> Path:
-    """What a project is made of, without results."""
+    """A copy of the project, without results."""
     for name in ("src", "stages", "claims", "tests/experiments"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -46,17 +47,20 @@ def test_a_new_experiment_runs_end_to_end(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     lines = (tmp_path / "params.yaml").read_text().splitlines()
     assert [line for line in before.splitlines() if line not in lines] == []  # comments and all
-    for path in made.stdout.splitlines()[:-1]:
-        assert (tmp_path / path).exists()
+    new_files = made.stdout.splitlines()[:-1]
+    assert f"src/toycircuits/experiments/{NAME}/metrics/measure.py" in new_files
+    assert all((tmp_path / path).exists() for path in new_files)
     checked = toycircuits(tmp_path, "check")
     assert checked.returncode == 0, checked.stderr
 
-    # The others are left out here: they take long.
+    # Without the other experiments, which take long.
     yaml = YAML()
     params = yaml.load((tmp_path / "params.yaml").read_text())
     params["scale"] = "quick"
     for key in ("experiments", "runs", "quick", "paper"):
         params[key] = {NAME: params[key][NAME]}
+    assert params["released"][-1] == NAME
+    params["released"] = [NAME]
     for claims in (tmp_path / "claims").glob("*.yaml"):
         if claims.stem != NAME:
             claims.unlink()
@@ -83,7 +87,7 @@ def test_a_new_experiment_runs_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_it_writes_keeps_to_the_rules_of_the_house(tmp_path: Path) -> None:
+def test_what_it_writes_passes_all_checks_of_code(tmp_path: Path) -> None:
     project(tmp_path)
     for name in ("pyproject.toml", "tests/conftest.py", "tests/project.py", "benchmarks"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -100,12 +104,12 @@ def test_what_it_writes_keeps_to_the_rules_of_the_house(tmp_path: Path) -> None:
     [
         ("Say-Again", "found the name 'Say-Again'; allowed: lower-case letters, digits and _"),
         ("class", "found the name 'class'; allowed"),
-        ("list_copy_10", "there is claims/list_copy_10.yaml already"),
-        ("linear_regression_h1", "there is runs.linear_regression_h1 of params.yaml already"),
-        ("modular_arithmetic", "there is src/toycircuits/experiments/modular_arithmetic already"),
+        ("list_copy_10", "claims/list_copy_10.yaml exists already"),
+        ("linear_regression_h1", "runs.linear_regression_h1 of params.yaml exists already"),
+        ("modular_arithmetic", "src/toycircuits/experiments/modular_arithmetic exists already"),
     ],
 )
-def test_names_that_cannot_be_write_nothing(tmp_path: Path, name: str, message: str) -> None:
+def test_a_bad_or_taken_name_writes_nothing(tmp_path: Path, name: str, message: str) -> None:
     project(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(InputError) as error:
@@ -114,20 +118,23 @@ def test_names_that_cannot_be_write_nothing(tmp_path: Path, name: str, message: 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-LAID_OUT = "laid out so that no entry can be added to it"
+LAYOUT = "found a layout that takes no entry; write each of its entries on lines of its own"
 SMALL = """\
 scale: quick  # a remark
 experiments:
   e: {slice: s}
 
 runs:
-  r: {experiment: e, slice: s}
+  r: {experiment: e, slice: s, final: f}
+released:
+  - r
 # of the scale
 quick:
   e:
 
     data: {seed: 0}
 """
+RUNS = SMALL[SMALL.index("runs") : SMALL.index("released")]
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -141,16 +148,24 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("quick:\n", "other: {e: {}}\nquick:\n", f"other: {LAID_OUT}"),
-        ("  r: {", "    r: {", f"runs: {LAID_OUT}"),
-        ("  e:\n\n    data", "  e:\n# between them\n    data", f"quick: {LAID_OUT}"),
-        (SMALL[SMALL.index("runs") : SMALL.index("# of")], "", "runs: missing key; allowed is a"),
-        ("  r: {experiment: e, slice: s}\n", "", "runs: found None; allowed is a mapping"),
+        ("quick:\n", "other: {e: {}}\nquick:\n", f"other: {LAYOUT}"),
+        ("  r: {", "    r: {", f"runs: {LAYOUT}"),
+        ("  e:\n\n    data", "  e:\n# between them\n    data", f"quick: {LAYOUT}"),
+        (RUNS, "", "runs: missing key; allowed is a mapping"),
+        (
+            "  r: {experiment: e, slice: s, final: f}\n",
+            "",
+            "runs: found None; allowed is a mapping",
+        ),
+        ("released:\n  - r\n", "", "released: missing key; allowed is a list"),
+        ("released:\n  - r\n", "released: r\n", "released: found 'r'; allowed is a list"),
+        ("released:\n  - r\n", "released: [r]\n", f"released: {LAYOUT}"),
+        ("released:\n  - r\n", "released:\n- r\n", f"released: {LAYOUT}"),
         (SMALL[SMALL.index("  e:\n\n") :], "", "quick: found None; allowed is a mapping"),
         ("quick:\n", "fast: 3\nquick:\n", "fast: found 3; allowed is a mapping"),
     ],
 )
-def test_params_that_are_no_place_for_it_are_left_alone(
+def test_params_without_a_place_for_it_are_left_alone(
     tmp_path: Path, before: str, after: str, message: str
 ) -> None:
     assert SMALL.count(before) == 1
@@ -167,7 +182,7 @@ def test_params_that_are_no_place_for_it_are_left_alone(
     [SMALL, SMALL.rstrip("\n"), SMALL.replace("\n", "\r\n")],
     ids=["as here", "no end of the last line", "CRLF"],
 )
-def test_all_of_params_stays_but_for_the_additions(tmp_path: Path, text: str) -> None:
+def test_params_keep_every_line(tmp_path: Path, text: str) -> None:
     target = tmp_path / "elsewhere.yaml"
     target.write_bytes(text.encode())
     target.chmod(0o640)
@@ -179,16 +194,17 @@ def test_all_of_params_stays_but_for_the_additions(tmp_path: Path, text: str) ->
     assert all(line in lines for line in f"{text.rstrip()}{end}".splitlines(keepends=True))
     assert after.count("\r") == (after.count("\n") if "\r" in text else 0)
     params = YAML(typ="safe").load(after)
-    assert [NAME in params[key] for key in ("experiments", "runs", "quick")] == [True] * 3
+    assert all(NAME in params[key] for key in ("experiments", "runs", "quick", "released"))
+    assert params["runs"][NAME]["final"] == f"reports/weights/{NAME}.safetensors"
     assert (tmp_path / "params.yaml").is_symlink()
     assert target.stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("written", range(10))
+@pytest.mark.parametrize("written", range(N_FILES + 1))
 def test_a_full_disk_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    """Whichever file does not fit; or params.yaml does not take its place."""
+    """Whichever file the disk refuses, or if it refuses to put the new params.yaml in place."""
     (tmp_path / "params.yaml").write_text(SMALL)
     (tmp_path / "claims").mkdir()
     there, whole, left = contents(tmp_path), Path.write_bytes, [written]

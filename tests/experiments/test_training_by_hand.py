@@ -1,16 +1,17 @@
 """Every experiment's training against PyTorch's own backward pass and optimizer.
 
-Gradients may come out transposed; an optimizer that takes no notice trains on other weights' ones.
+A gradient may come out with transposed strides; an optimizer that ignores this updates the wrong
+weights.
 """
 
 import copy
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
 
 from toycircuits.core.config import find_run, read_params
+from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.training import Objective, train
 
 PARAMS = read_params(Path(__file__).resolve().parents[2] / "params.yaml") | {"scale": "quick"}
@@ -33,21 +34,20 @@ RUNS = [
 )
 def test_a_training_is_what_pytorch_does(tmp_path: Path, run_name: str, variant: str) -> None:
     run = find_run(PARAMS, run_name)
-    task = importlib.import_module(f"toycircuits.experiments.{run.entry.slice}.task")
-    code = importlib.import_module(f"toycircuits.experiments.{run.entry.slice}.model")
+    task, architecture = load_task(run.entry.slice), load_model(run.entry.slice)
     data_settings = run.section("data", task.DataSettings)
     if "n_validation" in type(data_settings).model_fields:
         data_settings = data_settings.model_copy(update={"n_validation": 16})
     changes = {"unit": "step", "length": STEPS, "log_every": 1, "checkpoint_every": STEPS}
     settings = run.section("train", task.TrainSettings)
     settings = settings.model_copy(update=changes | {"schedule": None, "stop": None})
-    shape = run.section("model", code.ModelSettings, variant)
+    shape = run.section("model", architecture.ModelSettings, variant)
     data = settings.select(task.generate(data_settings, torch.Generator().manual_seed(0)))
 
     def stream() -> object:
         return task.batches(data, data_settings, settings, torch.Generator().manual_seed(2))
 
-    model = code.build(shape, data_settings, torch.Generator().manual_seed(1))
+    model = architecture.build(shape, data_settings, torch.Generator().manual_seed(1))
     by_hand = copy.deepcopy(model)
     objective = Objective(stream(), task.loss, lambda model: {})  # type: ignore[arg-type]
     rows = train(model, objective, settings, tmp_path, "key", {})

@@ -1,4 +1,7 @@
-"""An experiment to begin with: `toycircuits new-experiment`."""
+"""`toycircuits new-experiment`: write a small experiment that works, to start from.
+
+The folder `template/` beside this file holds it.
+"""
 
 import contextlib
 import keyword
@@ -6,7 +9,6 @@ import re
 import shutil
 import textwrap
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from toycircuits.core.config import InputError, read_params, scales
+from toycircuits.core.paths import claims_file, weights_file
 
-MODULES = ("task", "model", "metrics", "ablations", "figures")
+TEMPLATE = Path(__file__).with_name("template")
+KINDS = {dict: "a mapping with entries", list: "a list with entries"}
 
 
 def create(root: Path, name: str) -> list[Path]:
@@ -25,95 +29,127 @@ def create(root: Path, name: str) -> list[Path]:
         The files written, relative to `root`.
 
     Raises:
-        InputError: `name` cannot be one, something of that name is there already, or params.yaml
-            is no place for it. Nothing is written then.
+        InputError: `name` is not allowed or is taken, or params.yaml has no place for the new
+            entries. Nothing is written then.
         OSError: the disk refuses something. What was written before is removed again.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        allowed = "lower-case letters, digits and _, a letter first"
+        allowed = "lower-case letters, digits and _, starting with a letter; no word of Python"
         raise InputError(f"found the name {name!r}; allowed: {allowed}")
-    template = files("toycircuits.skeleton")
-    code = Path("src/toycircuits/experiments") / name
-    new = {code / f"{module}.py": (template / f"{module}.py").read_text() for module in MODULES}
-    new[code / "__init__.py"] = ""
-    new[Path(f"claims/{name}.yaml")] = (template / "claims.yaml").read_text()
-    test = (template / "test_slice.py.txt").read_text()
-    new[Path(f"tests/experiments/test_{name}.py")] = test.replace("{name}", name)
-
     path = root / "params.yaml"
     params = read_params(path)
-    settings = f"{name}:\n{textwrap.indent((template / 'settings.yaml').read_text(), '  ')}"
-    additions = {
-        "experiments": f"{name}:\n  slice: {name}\n",
-        "runs": f"{name}:\n  experiment: {name}\n  slice: {name}\n",
-        **dict.fromkeys(scales(params), settings),
-    }
-    for key in additions:
-        if not isinstance(params.get(key), dict):
-            found = f"found {params[key]!r}" if key in params else "missing key"
-            raise InputError(f"params.yaml: {key}: {found}; allowed is a mapping with entries")
-    taken = [str(file) for file in (code, *new) if (root / file).exists()]
-    taken += [f"{key}.{name} of params.yaml" for key in additions if name in params[key]]
-    if taken:
-        raise InputError(f"found the name {name!r}, which is taken: there is {taken[0]} already")
+    files, entries = _new_files(name), _new_entries(name, scales(params))
+    _check_kinds(params, entries)
+    _check_free(root, name, files, params, entries)
 
-    path = path.resolve()  # what a link to it leads to
+    path = path.resolve()  # params.yaml may be a link
     partial = path.with_name(f".{path.name}.partial")
-    contents = {partial: _with(path.read_bytes().decode(), params, additions)}
-    _write(contents | {root / file: content for file, content in new.items()}, partial, path)
-    return [*new, Path("params.yaml")]
+    contents = {partial: _with_entries(path.read_bytes().decode(), params, entries)}
+    _write(contents | {root / file: text for file, text in files.items()}, partial, path)
+    return [*files, Path("params.yaml")]
 
 
-def _with(text: str, params: Mapping[str, Any], additions: Mapping[str, str]) -> str:
-    """The `text` of `params` with the entries of `additions`, by top-level key.
+def _code_folder(name: str) -> Path:
+    return Path("src/toycircuits/experiments") / name
 
-    As text: a YAML library would lay out anew what others have written.
+
+def _new_files(name: str) -> dict[Path, str]:
+    """Path relative to the project -> text, of every new file."""
+    modules = sorted(TEMPLATE.rglob("*.py"))
+    files = {_code_folder(name) / path.relative_to(TEMPLATE): path.read_text() for path in modules}
+    files[claims_file(name)] = (TEMPLATE / "claims.yaml").read_text()
+    test = (TEMPLATE / "test_slice.py.txt").read_text()
+    files[Path(f"tests/experiments/test_{name}.py")] = test.replace("{name}", name)
+    return files
+
+
+def _new_entries(name: str, all_scales: list[str]) -> dict[str, str]:
+    """Top-level key of params.yaml -> YAML of the new entry under it."""
+    run = f"experiment: {name}\nslice: {name}\nfinal: {weights_file(name)}\n"
+    settings = (TEMPLATE / "settings.yaml").read_text()
+    return {
+        "experiments": f"{name}:\n  slice: {name}\n",
+        "runs": f"{name}:\n{textwrap.indent(run, '  ')}",
+        "released": f"- {name}\n",
+        **dict.fromkeys(all_scales, f"{name}:\n{textwrap.indent(settings, '  ')}"),
+    }
+
+
+def _check_kinds(params: Mapping[str, Any], entries: Mapping[str, str]) -> None:
+    """Raise an `InputError` if a key of `entries` is missing or cannot take an entry."""
+    for key in entries:
+        kind = list if key == "released" else dict
+        if not isinstance(params.get(key), kind):
+            found = f"found {params[key]!r}" if key in params else "missing key"
+            raise InputError(f"params.yaml: {key}: {found}; allowed is {KINDS[kind]}")
+
+
+def _check_free(
+    root: Path,
+    name: str,
+    files: Mapping[Path, str],
+    params: Mapping[str, Any],
+    entries: Mapping[str, str],
+) -> None:
+    """Raise an `InputError` if a new file or entry exists already."""
+    taken = [str(path) for path in (_code_folder(name), *files) if (root / path).exists()]
+    taken += [f"{key}.{name} of params.yaml" for key in entries if name in params[key]]
+    if taken:
+        raise InputError(f"found the name {name!r}, which is taken: {taken[0]} exists already")
+
+
+def _with_entries(text: str, params: Mapping[str, Any], entries: Mapping[str, str]) -> str:
+    """The `text` of `params` with `entries` added, by top-level key.
+
+    The text is edited line by line, because a YAML library would change the layout of all of it.
 
     Raises:
-        InputError: it is laid out so that the outcome would not be `params` and the additions.
+        InputError: the layout is such that the result would not be `params` and the entries.
     """
-    yaml, wanted = YAML(typ="safe"), dict(params)
+    yaml, expected = YAML(typ="safe"), dict(params)
     changed = text.replace("\r\n", "\n")
-    for key, addition in additions.items():
-        changed = _added(changed, key, textwrap.indent(addition, "  "))
-        wanted[key] = wanted[key] | yaml.load(addition)
-        after = None
+    for key, entry in entries.items():
+        changed = _add_entry(changed, key, entry)
+        new = yaml.load(entry)
+        expected[key] = expected[key] + new if isinstance(new, list) else expected[key] | new
+        result = None
         with contextlib.suppress(YAMLError, ValueError):
-            after = yaml.load(changed)
-        if after != wanted:
-            raise InputError(f"params.yaml: {key}: laid out so that no entry can be added to it")
+            result = yaml.load(changed)
+        if result != expected:
+            allowed = "write each of its entries on lines of its own, indented by two spaces"
+            raise InputError(f"params.yaml: {key}: found a layout that takes no entry; {allowed}")
     return changed.replace("\n", "\r\n") if "\r\n" in text else changed
 
 
+def _add_entry(text: str, key: str, entry: str) -> str:
+    r"""YAML `text` with `entry`, indented, at the end of the block of the top-level `key`.
+
+    >>> _add_entry("a:\n  b: 1\n\nc:\n  d: 2\n", "a", "e: 3\n")
+    'a:\n  b: 1\n  e: 3\n\nc:\n  d: 2\n'
+    >>> _add_entry("a:\n  - b", "a", "- c\n")
+    'a:\n  - b\n  - c\n'
+    """
+    text = text if text.endswith("\n") else f"{text}\n"
+    block = re.search(rf"^{re.escape(key)}:[^\n]*\n(?:[ \t][^\n]*\n|\n(?=\s))*", text, re.MULTILINE)
+    if block is None:
+        return text
+    end = len(text[: block.end()].rstrip()) + 1
+    return text[:end] + textwrap.indent(entry, "  ") + text[end:]
+
+
 def _write(contents: Mapping[Path, str], partial: Path, path: Path) -> None:
-    """Write files, and let the one at `partial` take the place of `path`; or leave nothing."""
+    """Write all files, and then move the one at `partial` to `path`; on failure leave nothing."""
     written: list[Path] = []
     try:
-        for file, content in contents.items():
+        for file, text in contents.items():
             written += [folder for folder in reversed(file.parents) if not folder.exists()]
             file.parent.mkdir(parents=True, exist_ok=True)
             written.append(file)
-            file.write_bytes(content.encode())
+            file.write_bytes(text.encode())
         shutil.copymode(path, partial)
         partial.replace(path)
     except BaseException:
         for file in reversed(written):
-            with contextlib.suppress(OSError):  # it was not written after all
+            with contextlib.suppress(OSError):  # the file that failed may not exist
                 file.rmdir() if file.is_dir() else file.unlink()
         raise
-
-
-def _added(text: str, key: str, addition: str) -> str:
-    r"""YAML `text` with `addition` at the end of the block of the top-level `key`.
-
-    >>> _added("a:\n  b: 1\n\nc:\n  d: 2\n", "a", "  e: 3\n")
-    'a:\n  b: 1\n  e: 3\n\nc:\n  d: 2\n'
-    >>> _added("a:\n  b: 1", "a", "  e: 3\n")
-    'a:\n  b: 1\n  e: 3\n'
-    """
-    text = text if text.endswith("\n") else f"{text}\n"
-    found = re.search(rf"^{re.escape(key)}:[^\n]*\n(?:[ \t][^\n]*\n|\n(?=\s))*", text, re.MULTILINE)
-    if found is None:
-        return text
-    end = len(text[: found.end()].rstrip()) + 1
-    return f"{text[:end]}{addition}{text[end:]}"

@@ -1,4 +1,4 @@
-"""What is lost without the one head."""
+"""What the head is worth."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ class AblateSettings(Settings):
 def ablate(
     model: Any, data: Mapping[str, Tensor], task: Any, settings: AblateSettings
 ) -> pd.DataFrame:
-    """Share of tokens said again with the head's output zeroed."""
+    """Share of tokens that are repeated when the head's output is zeroed."""
     zero = Ablation("z", "blocks.0.attn.hook_z", "zero", 0, 0)
     with torch.no_grad(), ablated(model, [zero]):
         right = model(data["tokens"])[:, 1].argmax(-1) == data["tokens"][:, 0]

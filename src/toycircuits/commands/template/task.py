@@ -1,4 +1,8 @@
-"""An experiment as small as they come: say the first token again at the second position."""
+"""Repeat the first token at the second position.
+
+tokens   3 0        The second token is always 0.
+target     3        Read at the second position alone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +20,10 @@ __all__ = ["DataSettings", "TrainSettings", "batches", "evaluate", "generate", "
 
 
 class DataSettings(Settings):
-    """What is said.
+    """The tokens.
 
     Attributes:
-        n_tokens: how many tokens there are.
+        n_tokens: number of different tokens.
         seed: seed of their order.
     """
 
@@ -28,12 +32,12 @@ class DataSettings(Settings):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that `generate` makes."""
+        """Name -> shape of each tensor that `generate` makes."""
         return {"tokens": (self.n_tokens, 2)}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What `evaluate` gives."""
+        """Names of the values that `evaluate` returns."""
         return ("accuracy",)
 
 
@@ -49,7 +53,7 @@ def batches(
     train: TrainSettings,
     generator: torch.Generator,
 ) -> BatchStream:
-    """All of it, at every step."""
+    """All sequences at every step."""
     return full_batch(dict(data))
 
 
@@ -59,6 +63,6 @@ def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of tokens said again."""
+    """Share of tokens that are repeated."""
     logits = model(data["tokens"], read=(1,))[:, 0]
     return {"accuracy": (logits.argmax(-1) == data["tokens"][:, 0]).double().mean().item()}

@@ -1,4 +1,4 @@
-"""One curve a model, and the accuracy of each run."""
+"""A curve for each model, and the accuracy of each run."""
 
 from collections.abc import Mapping
 
@@ -19,16 +19,16 @@ def summarise(
 ) -> dict[str, pd.DataFrame]:
     """Accuracy after training, over the seeds of each run and variant."""
     last = tables["training"].groupby(MODEL, dropna=False, sort=False).tail(1)
-    found = mean_and_range(last, ["run", "variant"], "accuracy")
-    return {"final_accuracy": found[["run", "variant", "mean", "min", "max"]]}
+    accuracy = mean_and_range(last, ["run", "variant"], "accuracy")
+    return {"final_accuracy": accuracy[["run", "variant", "mean", "min", "max"]]}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
     """Accuracy over training."""
     training = tables["training"]
     shown = training.assign(
-        seed=training["seed"].astype(str),  # as a number it would be a shade of one colour
-        model=model_number(training),  # one line each: a line over several would run back
+        seed=training["seed"].astype(str),  # text: numbers would become shades of one colour
+        model=model_number(training),  # a line for each model
     )
     figure = px.line(
         shown,
@@ -37,6 +37,6 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[s
         color="seed",
         line_group="model",
         title="Accuracy over training",
-        labels={"step": "training step", "accuracy": "share of tokens said again"},
+        labels={"step": "training step", "accuracy": "share of tokens repeated"},
     )
     return {"accuracy": figure}

@@ -1,4 +1,4 @@
-"""The norm of the embedding."""
+"""How the embedding grows."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +20,6 @@ def measure(
     task: Any,
     settings: MeasureSettings,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-    """The norm at every checkpoint, and that of the trained model."""
+    """The norm of the embedding at every checkpoint, and that of the trained model."""
     rows = [{"step": step, "norm": state["embed.W_E"].norm().item()} for step, state in states]
     return {"norms": pd.DataFrame(rows)}, {"final_norm": rows[-1]["norm"]}
