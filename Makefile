@@ -1,4 +1,4 @@
-# `make reproduce` runs the pipeline, `make test` the tests. Both set up what they need first.
+# `make reproduce` runs the pipeline, `make test` runs the tests. Both first install what they need.
 PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
@@ -9,13 +9,13 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 reproduce: setup
 	toycircuits repro --scale quick
 
-# Files in alphabetical order: xdist's own puts those of one long test last, where it runs alone.
+# Test files run in alphabetical order. The order of xdist would run a file with one long test last, alone.
 test: setup lint
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) fresh
 
-# The fast tests and one small pipeline, at the lowest versions that pyproject.toml allows. What old
-# libraries warn of is no failure.
+# The fast tests and one small pipeline, at the lowest versions that pyproject.toml allows. Warnings of
+# old libraries are not failures here.
 test-lower-bounds: chrome
 	$(MAKE) VENV=.venv-lower CONSTRAINTS=constraints-lower.txt .venv-lower/.installed
 	PATH="$(CURDIR)/.venv-lower/bin:$$PATH" pytest -W default -m "not slow"
@@ -26,13 +26,13 @@ lint: setup
 	ruff check .
 	mypy
 
-# Do the committed lock, tables and figures belong to the committed code and params?
+# Check that dvc.lock, tables and figures in git belong to the code and params in git.
 fresh: setup
 	toycircuits fresh
 
-# The documentation as a site, in site/.
+# Build the documentation as a site, in site/.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 setup: $(VENV)/.installed chrome
 
@@ -42,8 +42,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
-# Chrome draws the static pictures; without one everything else still runs. The names are those that
-# Kaleido looks for; one at a time, as dash's `command -v` looks at its first argument only.
+# Chrome draws the static pictures. Without it, everything else still runs. Kaleido looks for these
+# names. The loop tries one at a time, because `command -v` of dash reads only its first argument.
 BROWSERS := chrome google-chrome google-chrome-stable chromium chromium-browser
 chrome:
 	@for name in "$$BROWSER_PATH" $(BROWSERS); do \
@@ -53,15 +53,15 @@ chrome:
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium >/dev/null; } \
 	|| echo "note: no Chrome or Chromium found; everything but the PNG pictures will run"
 
-# After a change of dependencies: pins stay where they can. `make lock UPGRADE=--upgrade` moves them to the
-# newest versions; then the results have to be made anew.
+# Run this after a change of dependencies. It keeps the present pins where it can. `make lock UPGRADE=--upgrade`
+# moves all pins to the newest versions; make the results again after that.
 lock: setup
 	cp constraints.txt $(VENV)/constraints.txt
 	$(call compile,constraints.txt,$(UPGRADE))
 	rm -f $(VENV)/constraints-lower.txt
 	$(call compile,constraints-lower.txt,--resolution lowest-direct)
 
-# The comments of file $(1), and pins for every platform, without the libraries of CUDA builds of torch.
+# Write file $(1): its old comments, then pins for every platform, without the libraries of torch's CUDA builds.
 define compile
 uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header $(2) \
 	--output-file $(VENV)/$(1) pyproject.toml

@@ -1,8 +1,9 @@
-"""MkDocs hooks: pages link to files of the whole repository, as they do where git shows them.
+"""MkDocs hooks: pages may link to any file of the repository.
 
-A link from a page to a file outside docs/ (../CONTRIBUTING.md, ../reports/index.html) takes that
-file along; Markdown becomes a page of the site. So the same links work in both places, and a strict
-build finds every one that leads nowhere. Pages of experiments end with their claims.
+If a page links to a file outside docs/ (../CONTRIBUTING.md, ../reports/index.html), the site gets
+a copy of that file, and Markdown becomes a page. So the same links work on the site and where git
+shows the pages, and a strict build finds every broken link. The page of an experiment ends with a
+table of its claims.
 """
 
 import csv
@@ -26,7 +27,7 @@ CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files outside docs/ that a page links to, and those that these link to."""
+    """Add the files outside docs/ that the pages link to, directly or through each other."""
     waiting = ["README.md", *(DOCS + file.src_uri for file in files.documentation_pages())]
     known = set(waiting)
     files.append(_file("README.md", config))
@@ -50,7 +51,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     def moved(match: re.Match[str]) -> str:
         target = _resolve(source, match[1])
-        if (ROOT / target).is_dir():  # which a site does not list
+        if (ROOT / target).is_dir():  # a site shows no list of files
             target = f"{target}/README.md" if (ROOT / target / "README.md").exists() else target
         return posixpath.relpath(target.removeprefix(DOCS), posixpath.dirname(uri) or ".")
 
@@ -64,8 +65,8 @@ def _claims(file: Path) -> str:
     with file.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     counts = Counter(row["outcome"] for row in rows)
-    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
-    head = f"\n{told}.\n\n| claim | published | measured | outcome |\n|---|---|---|---|\n"
+    summary = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
+    head = f"\n{summary}.\n\n| claim | published | measured | outcome |\n|---|---|---|---|\n"
     return head + "".join(
         "| {} | {} | {} | {} |\n".format(
             *(html.escape(row[name]).replace("|", "&#124;") for name in COLUMNS),
@@ -76,14 +77,17 @@ def _claims(file: Path) -> str:
 
 
 def _file(path: str, config: MkDocsConfig) -> File:
+    """A file of the repository, as a file of the site."""
     return File.generated(config, path, abs_src_path=str(ROOT / path))
 
 
 def _targets(page: str) -> Iterator[str]:
+    """The files that a page links to, relative to the repository."""
     text = CODE.sub("", (ROOT / page).read_text(encoding="utf-8"))
     for link in LINK.findall(text):
         yield _resolve(page, link)
 
 
 def _resolve(page: str, link: str) -> str:
+    """The file that `link` of `page` names, relative to the repository."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))

@@ -1,10 +1,9 @@
-"""The commands of docs/first-ten-minutes.md, run one after the other as they stand there."""
+"""The commands of docs/first-ten-minutes.md run, one after the other."""
 
 import re
 import shutil
 import subprocess
 import sys
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,13 @@ from project import ROOT, Project, environment_of
 
 PAGE = (ROOT / "docs/first-ten-minutes.md").read_text()
 BLOCKS = re.findall(r"^```(console|python)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-# The environment is there already; what `make reproduce` calls is tested in test_side_tree.py.
+# The environment exists already. tests/test_scale_copy.py tests what `make reproduce` calls.
 SET_UP = {"make reproduce": "toycircuits repro", "source .venv/bin/activate": "true"}
 
 
 @pytest.mark.slow
 def test_first_ten_minutes(tmp_path: Path) -> None:
     copy = Project(tmp_path / "project", ["list_copy_10"], scm=True)
-    params = copy.read_params()
-    params |= {"scale": "paper", "paper": deepcopy(params["quick"])}  # small, under that name
-    copy.write_params(params)
     shutil.copytree(ROOT / "tests/experiments", copy.folder / "tests/experiments")
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin/toycircuits"
@@ -44,22 +40,23 @@ def test_first_ten_minutes(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}"
         return str(done.stdout)
 
-    told = {}
+    output = {}
     for language, block in BLOCKS:
         if language == "python":
-            told["python"] = call_shell(f"{sys.executable} - <<'END'\n{block}END\n")
+            output["python"] = call_shell(f"{sys.executable} - <<'END'\n{block}END\n")
             continue
         for line in block.splitlines():
             command = line.removeprefix("$ ")
             assert command != line, f"not a command: {line}"
-            told[command] = call_shell(SET_UP.get(command, command))
+            output[command] = call_shell(SET_UP.get(command, command))
             if command == "make reproduce":
                 call_shell("git add -A && git commit --quiet --message results")
 
-    assert "torch.Size([1, 1, 5, 5])" in told["python"]
-    assert "fresh" in told["toycircuits list"]
+    assert "torch.Size([1, 1, 5, 5])" in output["python"]
+    assert "fresh" in output["toycircuits list"]
     assert (
-        "paper.list_copy_10.model.freeze_W_V  True" in told["toycircuits compare HEAD free-values"]
+        "quick.list_copy_10.model.freeze_W_V  True"
+        in output["toycircuits compare HEAD free-values"]
     )
     assert (copy.folder / "compare.html").exists()
-    assert "is valid" in told["toycircuits check"]
+    assert "is valid" in output["toycircuits check"]
