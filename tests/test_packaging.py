@@ -53,12 +53,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.parent
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    package = [path for path in (ROOT / "src/toycircuits").rglob("*") if path.is_file()]
-    files = {str(path.relative_to(ROOT / "src")) for path in package if path.suffix != ".pyc"}
+    paths = [path for path in (ROOT / "src").rglob("*") if path.is_file()]
+    files = {str(path.relative_to(ROOT / "src")) for path in paths if path.suffix != ".pyc"}
     assert names == files
     assert {"toycircuits/py.typed", "toycircuits/report/templates/page.html"} < names
+    assert {"dvc_parallel/py.typed", "dvc_parallel/fork_server.py"} < names
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who runs the commands: processes of this machine, or the workers of a dask cluster."""
+"""Engines run the commands: processes of this machine, or the workers of a dask cluster."""
 
 import importlib
 import os
@@ -7,37 +7,37 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-from dvc_parallel.warm import Warm
+from dvc_parallel.errors import UsageError
+from dvc_parallel.fork_starter import ForkStarter, Preload
 from dvc_parallel.worker import Job, execute
-from toycircuits.core.config import InputError
 
-# Names of dask-jobqueue's clusters. Their settings (partition, memory, time, ...) stand where all
-# who use dask-jobqueue put them: in dask's configuration.
+# The classes of dask-jobqueue. Their settings (partition, memory, time, ...) come from dask's
+# configuration files, as always with dask-jobqueue.
 QUEUES = {
     **{"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"},
     **{"oar": "OARCluster", "moab": "MoabCluster", "htcondor": "HTCondorCluster"},
 }
 NAMES = ("local", "dask", *QUEUES)
-# Each library has a variable of its own for the same thing.
+# Each numerical library reads its number of threads from another variable.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where commands run.
+    """A place where commands run.
 
     Attributes:
-        submit: from a job to the future of its exit status, negative for a signal. A future that
-            raises belongs to a job whose worker was lost.
-        places: how many jobs can run at a time, by now.
+        submit: takes a job and returns the future of its exit status, negative for a signal. The
+            future raises if the worker of the job was lost.
+        places: returns how many jobs can run at a time now.
         environment: variables that every job needs there.
-        at_once: whether a job that has a place starts when it is submitted.
+        at_once: whether a job starts when it is submitted, if there is a place for it.
     """
 
     submit: Callable[[Job], "Future[int]"]
@@ -53,52 +53,61 @@ def cores() -> int:
 
 @contextmanager
 def open_engine(
-    name: str, jobs: int | None, scheduler: str | None = None, warm: bool = True
+    name: str,
+    jobs: int | None,
+    scheduler: str | None = None,
+    preload: Preload | None = None,
+    prefix: str | None = None,
 ) -> Iterator[Engine]:
     """The engine called `name`, one of `NAMES`.
 
     Args:
-        jobs: places; as many as there are cores, or threads of dask's workers, if None.
+        jobs: number of places. None stands for the number of cores, or of the threads of a running
+            dask scheduler's workers.
         scheduler: address of a running dask scheduler.
-        warm: start Python commands in forks of an interpreter that has imported all (on Linux).
+        preload: imports that Python commands on this machine share (on Linux). None shares none.
+        prefix: workers on other machines get those of our environment variables whose names start
+            with it.
 
     Raises:
-        InputError: a library is missing, nobody answers, or the queue has no settings.
+        UsageError: a library is missing, the scheduler does not answer, or dask's configuration has
+            no settings for the queue.
     """
     if scheduler and name != "dask":
-        raise InputError(f"--scheduler: found {scheduler!r}; allowed with --engine dask only")
+        raise UsageError(f"--scheduler: found {scheduler!r}; allowed with --engine dask only")
     if name == "local":
-        with _local(jobs or cores(), warm) as engine:
+        with _local(jobs or cores(), preload) as engine:
             yield engine
     else:
-        with _dask(name, jobs, scheduler) as engine:
+        with _dask(name, jobs, scheduler, _variables_elsewhere(prefix)) as engine:
             yield engine
 
 
 @contextmanager
-def _local(jobs: int, warm: bool) -> Iterator[Engine]:
-    share = str(max(1, cores() // jobs))  # jobs side by side must not each take all cores
+def _local(jobs: int, preload: Preload | None) -> Iterator[Engine]:
+    share = str(max(1, cores() // jobs))  # each job would use all cores otherwise
     environment = {name: share for name in THREADS if name not in os.environ}
-    server = Warm(environment, after=jobs) if warm and sys.platform == "linux" else None
-    run = partial(execute, starter=server.start) if server else execute
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            yield Engine(lambda job: pool.submit(run, job), lambda: jobs, environment, True)
-        finally:
-            if server:
-                server.close()
+    run = execute
+    with ExitStack() as stack:
+        if preload and sys.platform == "linux":
+            forks = stack.enter_context(closing(ForkStarter(preload, environment, after=jobs)))
+            run = partial(execute, starter=forks.start)
+        pool = stack.enter_context(ThreadPoolExecutor(jobs))
+        yield Engine(lambda job: pool.submit(run, job), lambda: jobs, environment, True)
 
 
 @contextmanager
-def _dask(name: str, jobs: int | None, scheduler: str | None) -> Iterator[Engine]:
+def _dask(
+    name: str, jobs: int | None, scheduler: str | None, environment: dict[str, str]
+) -> Iterator[Engine]:
     distributed = _library("distributed", name)
     with ExitStack() as stack:
         try:
             cluster = scheduler or stack.enter_context(_cluster(name, jobs or cores(), distributed))
             client = stack.enter_context(distributed.Client(cluster))
         except (OSError, TimeoutError) as error:
-            found = f"--scheduler: found {scheduler!r}" if scheduler else f"--engine {name}"
-            raise InputError(f"{found}: {error}") from None
+            option = f"--scheduler: found {scheduler!r}" if scheduler else f"--engine {name}"
+            raise UsageError(f"{option}: {error}") from None
         if not client.nthreads():
             print("waiting for the first worker", file=sys.stderr)
             client.wait_for_workers(1)
@@ -107,14 +116,13 @@ def _dask(name: str, jobs: int | None, scheduler: str | None) -> Iterator[Engine
         def places() -> int:
             return jobs or (sum(client.nthreads().values()) or 1 if scheduler else cores())
 
-        # Workers have the variables of whoever started them, on a machine of their own.
-        yield Engine(lambda job: executor.submit(execute, job), places, _shared(), False)
+        yield Engine(lambda job: executor.submit(execute, job), places, environment, False)
 
 
 def _cluster(name: str, jobs: int, distributed: ModuleType) -> Any:
-    """A cluster of dask's with `jobs` workers."""
+    """A dask cluster with `jobs` workers."""
     if name == "dask":
-        # Ctrl-C in a terminal reaches all its processes; workers must outlive their commands.
+        # Ctrl-C in a terminal reaches all its processes. Workers have to outlive their commands.
         with _ignored(signal.SIGINT):
             return distributed.LocalCluster(
                 n_workers=jobs, threads_per_worker=1, dashboard_address=None
@@ -123,34 +131,40 @@ def _cluster(name: str, jobs: int, distributed: ModuleType) -> Any:
         cluster = getattr(_library("dask_jobqueue", name), QUEUES[name])()
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--engine {name}: dask's configuration: {reason}") from None
-    # Unlike `scale`, this makes up for jobs that are lost, or whose time is over.
+        raise UsageError(f"--engine {name}: dask's configuration: {reason}") from None
+    # Unlike `scale`, this replaces jobs that are lost or have reached their time limit.
     cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
     return cluster
 
 
 @contextmanager
 def _ignored(number: signal.Signals) -> Iterator[None]:
-    """Processes started meanwhile ignore a signal."""
+    """Ignore a signal in this block; processes that start in it ignore it until they end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(number, signal.SIG_IGN)
+    handler = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(number, handler)
 
 
 def _library(name: str, engine: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        hint = "`pip install 'toycircuits[cluster]'` brings it"
-        raise InputError(f"--engine {engine}: the library {name} is missing; {hint}") from None
+        hint = "`pip install distributed dask-jobqueue` installs all that clusters need"
+        raise UsageError(f"--engine {engine}: the library {name} is missing; {hint}") from None
 
 
-def _shared() -> dict[str, str]:
-    """Variables that make a command find the same Python and code on another machine."""
-    own = {name: os.environ[name] for name in ("PATH", "SHELL") if name in os.environ}
-    return own | {k: v for k, v in os.environ.items() if k.startswith("TOYCIRCUITS_")}
+def _variables_elsewhere(prefix: str | None) -> dict[str, str]:
+    """The variables with which a command finds the same Python and code on another machine.
+
+    Other variables differ from machine to machine, and a worker has its own.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("PATH", "SHELL") or (prefix and name.startswith(prefix))
+    }

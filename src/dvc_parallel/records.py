@@ -1,7 +1,7 @@
-"""What each stage was made from, where, and in what time: the report's source of provenance.
+"""Keep a record of how each stage was made: its inputs, its code, the machine and the time.
 
-They stand beside the results, in git. DVC knows nothing of times and machines, and would take a
-stage's outs for changed if they were in them.
+DVC does not record times and machines. They cannot be results of the stage, because DVC would take
+the results for changed after every run. So they are in a file of their own beside the results.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toycircuits.core.config import InputError
+from dvc_parallel.errors import UsageError
+from dvc_parallel.files import replacing
 
-RECORDS = Path("reports/stages.json")
 SUMMED = ("seconds", "processor_seconds")
 
 
@@ -22,90 +22,103 @@ class Records:
     """The file of records of one project.
 
     Args:
-        file: where they stand: stages by name. Each has its entry of dvc.lock (`cmd`, `deps`,
-            `params`, `outs`), `commit` and `edited` of the code, and of its run `seconds`,
-            `processor_seconds` and the machine, summed over attempts that were interrupted.
-        spent: folder for what unfinished attempts have taken so far.
-        left_out: stages that read this file, which cannot be in it.
-        code: paths of the project whose edits count as such.
-        source: the folder that git knows.
+        file: holds a record for each stage, by name. A record is the stage's entry of dvc.lock
+            (`cmd`, `deps`, `params`, `outs`), the `commit` of the code and whether it was `edited`,
+            the machine, and the `seconds` and `processor_seconds` of all attempts together.
+        unfinished: folder for what is known of the attempts at stages that have not ended yet.
+        left_out: stages that get no record, because they read this file.
+        code: paths of the project in which an uncommitted edit counts as one of the code.
+        source: the folder of the git repository.
 
     Raises:
-        InputError: the file holds something else; it is left as it is.
+        UsageError: the file holds something else. It stays as it is.
     """
 
     def __init__(
-        self, file: Path, spent: Path, left_out: set[str], code: Sequence[str], source: Path
+        self, file: Path, unfinished: Path, left_out: set[str], code: Sequence[str], source: Path
     ) -> None:
-        self._file, self._spent, self._left_out = file, spent, left_out
+        self._file, self._unfinished, self._left_out = file, unfinished, left_out
         self._records = _read(file)
         edited = bool(_git(source, "status", "--porcelain", "--", *code))
         self._code = {"commit": _git(source, "rev-parse", "HEAD").strip(), "edited": edited}
 
     def add(
-        self, stage: str, entry: dict[str, Any], told: list[dict[str, Any]], ended: bool
+        self, stage: str, entry: dict[str, Any], attempts: list[dict[str, Any]], ended: bool
     ) -> None:
-        """Enter that `stage` has run, or has been taken from the cache, with nothing `told`.
+        """Record that `stage` has run, or that its results came from the cache.
+
+        Args:
+            entry: what dvc.lock says of the stage.
+            attempts: where and how long each of its attempts ran; none if its results came from
+                the cache.
+            ended: whether the last attempt has ended well. Otherwise its time is added to that of
+                later attempts with the same inputs.
 
         Raises:
             OSError: the file cannot be written.
         """
         if stage in self._left_out:
             return
-        if not told:
-            if _made_of(self._records.get(stage, {})) != entry:
-                self._records.pop(stage, None)  # made by somebody who kept no record
+        if not attempts:
+            if _lock_entry(self._records.get(stage, {})) != entry:
+                self._records.pop(stage, None)  # we do not know how these results were made
                 self._write()
             return
-        kept = self._spent / f"{stage.replace('/', '_')}.json"
-        source = {name: value for name, value in entry.items() if name != "outs"}
-        digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of no use
-            before = json.loads(kept.read_text())
-            told = [*before["told"], *told] if before["of"] == digest else told
+        file = self._unfinished / f"{stage.replace('/', '_')}.json"
+        inputs = {name: value for name, value in entry.items() if name != "outs"}
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged
+            earlier = json.loads(file.read_text())
+            attempts = [*earlier["attempts"], *attempts] if earlier["of"] == digest else attempts
         if not ended:
-            self._spent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps({"of": digest, "told": told}))
+            self._unfinished.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as partial:
+                partial.write_text(json.dumps({"of": digest, "attempts": attempts}))
             return
-        kept.unlink(missing_ok=True)
-        known = {name: [t[name] for t in told] for name in SUMMED}
-        sums = {name: None if None in all_ else round(sum(all_), 1) for name, all_ in known.items()}
-        self._records[stage] = entry | self._code | told[-1] | sums | {"attempts": len(told)}
+        file.unlink(missing_ok=True)
+        sums = {name: _sum([attempt[name] for attempt in attempts]) for name in SUMMED}
+        last = attempts[-1] | sums | {"attempts": len(attempts)}
+        self._records[stage] = entry | self._code | last
         self._write()
 
     def _write(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_name(f".{self._file.name}.partial")
-        partial.write_text(json.dumps(dict(sorted(self._records.items())), indent=1) + "\n")
-        partial.replace(self._file)
+        with replacing(self._file) as partial:
+            partial.write_text(json.dumps(dict(sorted(self._records.items())), indent=1) + "\n")
+
+
+def _sum(values: list[float | None]) -> float | None:
+    """The sum, or None if a value is unknown."""
+    known = [value for value in values if value is not None]
+    return round(sum(known), 1) if len(known) == len(values) else None
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The records in `file`; none where there is no file."""
-    hint = "`git checkout` brings the last ones back, `{}` begins anew"
+    """The records in `file`, or none if there is no file."""
+    hint = "`git checkout` restores the last records, and a file with `{}` starts new ones"
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise InputError(f"{file}: not valid JSON: {error}; {hint}") from None
+        raise UsageError(f"{file}: not valid JSON: {error}; {hint}") from None
     if not isinstance(records, dict):
-        found = f"found {type(records).__name__}"
-        raise InputError(f"{file}: {found}; allowed is an object of records by stage; {hint}")
+        kind = type(records).__name__
+        raise UsageError(f"{file}: found {kind}; allowed is an object of records by stage; {hint}")
     for stage, record in records.items():
         if not isinstance(record, dict):
-            found = f"found {json.dumps(record)[:80]}"
-            raise InputError(f"{file}: {stage}: {found}; allowed is an object; {hint}")
+            start = json.dumps(record)[:80]
+            raise UsageError(f"{file}: {stage}: found {start}; allowed is an object; {hint}")
     return records
 
 
-def _made_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The part of a record that dvc.lock has, too."""
+def _lock_entry(record: dict[str, Any]) -> dict[str, Any]:
+    """The part of a record that is also in dvc.lock."""
     return {k: record[k] for k in ("cmd", "deps", "params", "outs") if k in record}
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git answers; nothing where there is no git."""
+    """The output of a git command; empty if it fails or there is no git."""
     try:
         done = subprocess.run(
             ["git", *words], cwd=folder, capture_output=True, text=True, check=False

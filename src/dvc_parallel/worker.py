@@ -1,6 +1,6 @@
-"""Where the command of a stage runs: on this machine, or wherever an engine brings this module.
+"""Run the commands of one stage, on this machine or on any machine to which an engine sends them.
 
-The standard library and nothing else: a worker imports no DVC.
+A worker has no DVC, so this module uses the standard library alone.
 """
 
 import contextlib
@@ -18,24 +18,32 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-LOOK_EVERY = 0.1  # seconds between looks at whether to stop
+LOOK_EVERY = 0.1  # seconds between looks at the stop file
 ANSWER_WITHIN = 20.0  # seconds for nvidia-smi, which hangs on some broken GPUs
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
+# A shell exits with these codes if one of these signals ended its command. Any other exit code
+# above 128 is taken for a code that the command chose.
+SIGNALS_BY_CODE = {
+    128 + number: -number
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+}
 
 
 @dataclass(frozen=True)
 class Job:
-    """The commands of a stage, and all that a worker needs to run them.
+    """The commands of a stage, and what a worker needs to run them.
 
     Attributes:
-        stage: its name.
-        commands: for a shell, as in dvc.yaml; one after the other, until one fails.
-        folder: where it runs.
-        environment: variables on top of those of the worker.
-        log: file that takes what it prints, after what is there.
-        stop: file that holds the number of a signal as soon as the command is to stop.
-        claim: file that does not exist before the job runs: a cluster may try to run it again.
-            Whoever waits for a command adds a line to it, the seconds of processor time that it
-            took; in the end it says where the job ran, and how long.
+        stage: name of the stage.
+        commands: shell commands as in dvc.yaml. They run one after the other until one fails.
+        folder: working folder of the commands.
+        environment: variables that are added to those of the worker.
+        log: file to which the output of the commands is appended.
+        stop: file that appears when the commands are to stop; it holds the number of a signal.
+        marker: file that does not exist before the job runs. It shows that a worker has taken the
+            job, because a cluster may give one job to a second worker. While the job runs, each
+            command adds a line with its processor time in seconds. At the end the file says where
+            and how long the job ran.
     """
 
     stage: str
@@ -44,12 +52,12 @@ class Job:
     environment: dict[str, str]
     log: str
     stop: str
-    claim: str
+    marker: str
 
 
 @runtime_checkable
 class Process(Protocol):
-    """What runs a job: a `subprocess.Popen`, or a fork of a warm interpreter."""
+    """A running command: a `subprocess.Popen`, or a fork of an interpreter."""
 
     pid: int
 
@@ -57,14 +65,17 @@ class Process(Protocol):
         """Exit status, negative for a signal; `subprocess.TimeoutExpired` after `timeout`."""
 
 
-def start(job: Job, command: str) -> Process:
-    """Start a command of `job` in a session of its own; all of it is killed when we die.
+Starter = Callable[[Job, str], Process]
 
-    As DVC starts it: in the user's shell, without its start-up files.
+
+def start(job: Job, command: str) -> Process:
+    """Start a command of `job` as DVC does: in the user's shell, without its start-up files.
+
+    The command gets a session of its own. On Linux, all its processes die with this one.
     """
     shell = job.environment.get("SHELL") or os.environ.get("SHELL") or "/bin/sh"
     quiet = {"bash": ["--noprofile", "--norc"], "zsh": ["--no-rcs"]}.get(Path(shell).name, [])
-    supervisor = [sys.executable, "-I", "-S", "-c", SUPERVISOR, job.claim]
+    supervisor = [sys.executable, "-I", "-S", str(SUPERVISOR), job.marker]
     supervisor = supervisor if sys.platform == "linux" else []
     with Path(job.log).open("ab") as log:
         return subprocess.Popen(
@@ -78,42 +89,14 @@ def start(job: Job, command: str) -> Process:
         )
 
 
-# The kernel tells a process that its parent has died, but not that process's children: a shell's
-# command would live on. So this one stays, does nothing else, and then kills its whole group.
-SUPERVISOR = """
-import ctypes, os, resource, signal, subprocess, sys
-parent = os.getppid()
-signal.signal(signal.SIGUSR1, lambda *_: os.killpg(0, signal.SIGKILL))
-ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
-if os.getppid() != parent:
-    sys.exit(137)
-passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]  # the group gets them, too
-before = [signal.signal(number, signal.SIG_IGN) for number in passed_on]
-child = subprocess.Popen(
-    sys.argv[2:], preexec_fn=lambda: [signal.signal(*pair) for pair in zip(passed_on, before)]
-)
-status = child.wait()
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-try:
-    with open(sys.argv[1], "a") as claim:
-        print(used.ru_utime + used.ru_stime, file=claim)
-except OSError:
-    pass
-sys.exit(128 - status if status < 0 else status)
-"""
-# What a shell says of a command that one of these has ended; other numbers are the command's own.
-TOLD = {128 + number: -number for number in (1, 2, 9, 15)}
-
-Starter = Callable[[Job, str], Process]
-
-
 def execute(job: Job, starter: Starter = start) -> int:
-    """Run `job`, started by `starter`; its exit status, negative for a signal.
+    """Run `job`, whose commands `starter` starts; return its exit status, negative for a signal.
 
-    A job that has been claimed is not run: whoever did so is lost, and left things half done.
+    A job that has a marker already is not run, and counts as killed: the worker that took it first
+    is lost and has left its results half done.
     """
     try:
-        Path(job.claim).touch(exist_ok=False)
+        Path(job.marker).touch(exist_ok=False)
     except FileExistsError:
         return -signal.SIGKILL
     status, started = 0, time.monotonic()
@@ -121,37 +104,37 @@ def execute(job: Job, starter: Starter = start) -> int:
         status = _watch(starter(job, command), Path(job.stop))
         if status:
             break
-    _tell(Path(job.claim), time.monotonic() - started)
+    _complete(Path(job.marker), time.monotonic() - started)
     return status
 
 
-def _tell(claim: Path, seconds: float) -> None:
-    """Say in `claim` where a job ran, and how long.
+def _complete(marker: Path, seconds: float) -> None:
+    """Write to `marker` where the job ran and how long.
 
-    The job has ended, and stays what it is: done, though no word of its time can be kept.
+    Errors are ignored: the outcome of the job does not depend on what is known of its time.
     """
     with contextlib.suppress(Exception):
-        used: list[float] = []
-        with contextlib.suppress(OSError, ValueError):  # of a full disk
-            used = [float(line) for line in claim.read_text().splitlines()]
-        told = {"seconds": seconds, "processor_seconds": sum(used) or None}
-        claim.write_text(json.dumps(told | machine()))
+        times: list[float] = []
+        with contextlib.suppress(OSError, ValueError):  # a full disk may leave half a line
+            times = [float(line) for line in marker.read_text().splitlines()]
+        usage = {"seconds": seconds, "processor_seconds": sum(times) or None}
+        marker.write_text(json.dumps(usage | machine()))
 
 
 @cache
 def machine() -> dict[str, Any]:
-    """This machine, and with what it computes."""
+    """The hardware and software of this machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not on Linux
         lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     version = "of unknown version"
     with contextlib.suppress(metadata.PackageNotFoundError):
         version = metadata.version("torch")
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": named[0] if named else platform.processor() or platform.machine(),
+        "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "gpus": _gpus(),
         "python": platform.python_version(),
@@ -160,39 +143,31 @@ def machine() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs; none where NVIDIA's tool is missing, or fails: it would print why."""
+    """Names of the GPUs, or nothing if nvidia-smi is missing or fails."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        told = subprocess.run(
+        listed = subprocess.run(
             query, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
-    return told.stdout.splitlines()
+    return listed.stdout.splitlines()
 
 
 def _watch(process: Process, stop: Path) -> int:
-    """Wait for `process`, and hand on to all its group what `stop` says meanwhile."""
-    handed_on = ""
+    """Wait for `process`, and send its process group each signal that the file `stop` names."""
+    sent = ""
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(LOOK_EVERY)
-                return TOLD.get(status, status)
-            with contextlib.suppress(OSError):  # not there, or not to be read just now
-                if (asked := stop.read_text()) and asked != handed_on:
-                    os.killpg(process.pid, int(asked))
-                    handed_on = asked
+                return SIGNALS_BY_CODE.get(status, status)
+            with contextlib.suppress(OSError):  # the file is not there, or cannot be read now
+                if (requested := stop.read_text()) and requested != sent:
+                    os.killpg(process.pid, int(requested))
+                    sent = requested
     except BaseException:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it ends, however it ends."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

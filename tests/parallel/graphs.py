@@ -19,8 +19,10 @@ import json, sys
 from pathlib import Path
 from dvc_parallel.bookkeeping import Bookkeeping, params_parsed_once
 from dvc_parallel.engines import open_engine
-from dvc_parallel.records import RECORDS, Records
+from dvc_parallel.records import Records
 from dvc_parallel.schedule import Schedule
+
+RECORDS = Path("reports/stages.json")
 
 class Silent:
     def on_change(self, stage, state, note=""):
@@ -36,8 +38,8 @@ if __name__ == "__main__":
         plan = book.plan(asked.pop("targets", []), **selection)
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
         if readers:
-            spent = Path(".resume/spent")
-            asked["records"] = Records(RECORDS, spent, readers, ["dvc.yaml"], Path())
+            unfinished = Path(".resume/spent")
+            asked["records"] = Records(RECORDS, unfinished, readers, ["dvc.yaml"], Path())
         outcome = Schedule(book, plan, opened, Silent(), Path("logs"), **asked).run()
     print(json.dumps({"states": outcome.states, "not_stored": outcome.not_stored}))
     sys.exit(128 + outcome.signal if outcome.signal else 0)

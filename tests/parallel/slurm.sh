@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Slurm of one node on this machine, for test_slurm.py. As root, on Debian or Ubuntu:
-#   tests/executor/slurm.sh start|stop
+#   tests/parallel/slurm.sh start|stop
 # Needs neither systemd nor a name that resolves; all it writes stands in one folder.
 set -euo pipefail
 

@@ -30,10 +30,10 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
             for _ in range(2)
         ],
     ]
-    started = []
+    processes = []
     log = (tmp_path / "dask.log").open("w")
     for command in commands:
-        started.append(
+        processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=tmp_path,
@@ -45,7 +45,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
         )
         until(file.exists)
     yield json.loads(file.read_text())["address"]
-    for process in reversed(started):
+    for process in reversed(processes):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     log.close()
@@ -60,7 +60,7 @@ def test_a_running_scheduler_and_its_workers(tmp_path: Path, scheduler: str) -> 
 
 
 def test_a_lost_worker_is_made_up_for(tmp_path: Path, scheduler: str) -> None:
-    """Its command dies with it, and another worker runs it once more."""
+    """Its command dies with it, and another worker runs the command once more."""
     graph = chain(
         tmp_path / "graph",
         x="if [ -e on ]; then cat source > x; else echo $PPID > on; sleep 600; fi",

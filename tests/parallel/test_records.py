@@ -1,4 +1,4 @@
-"""What is kept of each stage's run, for the report."""
+"""The records of how each stage was made."""
 
 import json
 import os
@@ -11,8 +11,9 @@ from parallel.graphs import Graph, Stages
 from parallel.test_schedule import until
 from ruamel.yaml import YAML
 
+from dvc_parallel.errors import UsageError
+from dvc_parallel.files import replacing
 from dvc_parallel.records import Records
-from toycircuits.core.config import InputError
 
 pytestmark = pytest.mark.slow
 BUSY = "python3 -c 'import time; [0 for _ in iter(lambda: time.process_time() > 1, True)]'"
@@ -34,23 +35,23 @@ def graph(tmp_path: Path) -> Graph:
     return graph
 
 
-def test_inputs_time_and_machine_are_kept(graph: Graph) -> None:
+def test_inputs_time_and_machine_are_recorded(graph: Graph) -> None:
     assert set(graph.run().values()) == {"done"}
-    kept = records(graph)
-    assert [*kept] == ["a", "b"], "what reads the file cannot be in it"
+    recorded = records(graph)
+    assert [*recorded] == ["a", "b"], "what reads the file cannot be in it"
     entry = YAML(typ="safe").load(graph.lock())["stages"]["a"]
-    assert {name: kept["a"][name] for name in entry} == entry
-    assert kept["a"]["processor_seconds"] == pytest.approx(1, abs=0.9)
-    assert kept["a"]["seconds"] >= 0.9
-    assert kept["a"]["cores"] == len(os.sched_getaffinity(0))
-    assert kept["a"]["attempts"] == 1
-    assert kept["a"]["torch"]
+    assert {name: recorded["a"][name] for name in entry} == entry
+    assert recorded["a"]["processor_seconds"] == pytest.approx(1, abs=0.9)
+    assert recorded["a"]["seconds"] >= 0.9
+    assert recorded["a"]["cores"] == len(os.sched_getaffinity(0))
+    assert recorded["a"]["attempts"] == 1
+    assert recorded["a"]["torch"]
     assert set(graph.run().values()) == {"unchanged"}, "the records made their reader stale"
     assert "up to date" in graph.dvc("status")
 
 
-def test_a_record_ends_with_what_it_tells_of(graph: Graph) -> None:
-    """Results that DVC takes from its cache keep their record only if it is of just those."""
+def test_a_record_is_removed_with_the_results_that_it_describes(graph: Graph) -> None:
+    """A record stays when DVC takes the results that it describes from its cache, and no others."""
     graph.run()
     first = records(graph)
     (graph.folder / "b").unlink()
@@ -76,9 +77,9 @@ def test_time_of_interrupted_attempts_counts(graph: Graph) -> None:
     process.communicate()
     (graph.folder / "go").touch()
     graph.run()
-    kept = records(graph)["a"]
-    assert kept["attempts"] == 2
-    assert kept["processor_seconds"] == pytest.approx(2, abs=0.9)
+    record = records(graph)["a"]
+    assert record["attempts"] == 2
+    assert record["processor_seconds"] == pytest.approx(2, abs=0.9)
 
 
 @pytest.mark.parametrize(
@@ -89,22 +90,22 @@ def test_time_of_interrupted_attempts_counts(graph: Graph) -> None:
         ('{"a": 1}', "a: found 1; allowed is an object"),
     ],
 )
-def test_what_is_no_file_of_records_is_named_and_left(
+def test_a_wrong_file_of_records_is_named_and_left_as_it_is(
     tmp_path: Path, text: str, message: str
 ) -> None:
     file = tmp_path / "stages.json"
     file.write_text(text)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         Records(file, tmp_path / "spent", set(), [], tmp_path)
     assert str(error.value).startswith(f"{file}: {message}")
     assert "\n" not in str(error.value)
     assert file.read_text() == text
 
 
-def test_what_fails_while_recording_is_a_warning(graph: Graph) -> None:
-    """A finished stage is done, and one that fails fails for its own reason."""
+def test_a_failure_to_record_is_a_warning(graph: Graph) -> None:
+    """It changes neither the state of a stage nor the reason for which one failed."""
     driver = (graph.folder / "drive.py").read_text()
-    broken = "def broken(*told): raise KeyError('seconds')\nRecords.add = broken\n"
+    broken = "def broken(*arguments): raise KeyError('seconds')\nRecords.add = broken\n"
     cut = driver.index("class Silent")
     (graph.folder / "drive.py").write_text(driver[:cut] + broken + driver[cut:])
     process = graph.start(targets=["b"])
@@ -119,10 +120,30 @@ def test_what_fails_while_recording_is_a_warning(graph: Graph) -> None:
     assert f"failed b exit code 3; {warning}\n" in err
 
 
-def test_attempts_that_nobody_can_read_do_not_count(graph: Graph) -> None:
-    kept = graph.folder / ".resume/spent/a.json"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("[]")
+def test_a_damaged_file_of_attempts_is_ignored(graph: Graph) -> None:
+    attempts = graph.folder / ".resume/spent/a.json"
+    attempts.parent.mkdir(parents=True)
+    attempts.write_text("[]")
     graph.run(targets=["a"])
     assert records(graph)["a"]["attempts"] == 1
-    assert not kept.exists()
+    assert not attempts.exists()
+
+
+def test_replacing_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for text in ("1", "2"):
+        with replacing(file) as partial:
+            assert not partial.exists()
+            partial.write_text(text)
+            assert not file.exists() or file.read_text() == "1"
+        assert file.read_text() == text
+
+    def fail() -> None:
+        with replacing(file) as partial:
+            partial.write_text("3")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert file.read_text() == "2"
+    assert [*tmp_path.iterdir()] == [file]

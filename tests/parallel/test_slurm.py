@@ -14,14 +14,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         os.environ.get("TOYCIRCUITS_SLURM") != "1" or not shutil.which("sbatch"),
-        reason="needs tests/executor/slurm.sh start, and TOYCIRCUITS_SLURM=1",
+        reason="needs tests/parallel/slurm.sh start, and TOYCIRCUITS_SLURM=1",
     ),
 ]
 
 
 @pytest.fixture(autouse=True)
 def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a user writes down for dask-jobqueue."""
+    """A configuration of dask-jobqueue, as a user would write it."""
     folder = tmp_path / "dask"
     folder.mkdir()
     settings = {
@@ -54,7 +54,7 @@ def test_jobs_of_slurm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("places", [1, 2])
 @pytest.mark.parametrize("signal", [[], ["--signal=KILL", "--full"]], ids=["scancel", "kill"])
 def test_a_cancelled_job_is_made_up_for(tmp_path: Path, signal: list[str], places: int) -> None:
-    """Its command dies with it, and the worker of another job, or a new one, runs it once more."""
+    """Its command dies with it, and another worker runs the command once more."""
     graph = chain(
         tmp_path / "graph",
         x="echo $SLURM_JOB_ID >> on; if [ $(wc -l < on) = 2 ]; then cat source > x;"

@@ -1,37 +1,78 @@
-"""A command's outcome is its own, whatever becomes of what is told of its time and machine."""
+"""The outcome of a command does not depend on what is known of its time and machine."""
 
 import json
 import os
+import signal
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from parallel.test_fork_starter import gone
 
 from dvc_parallel import worker
 from dvc_parallel.worker import Job, execute, machine
 
 
-def job(folder: Path, command: str) -> Job:
-    """A job whose log and claim are in `folder`/logs."""
+def make_job(folder: Path, command: str) -> Job:
+    """A job whose log, stop file and marker are in `folder`/logs."""
     logs = folder / "logs"
     logs.mkdir()
-    told = (str(logs / "log"), str(logs / "stop"), str(logs / "claim"))
-    return Job("s", (command,), str(folder), {"SHELL": "/bin/sh"}, *told)
+    files = (str(logs / name) for name in ("log", "stop", "marker"))
+    return Job("s", (command,), str(folder), {"SHELL": "/bin/sh"}, *files)
+
+
+def test_a_job_is_run_once(tmp_path: Path) -> None:
+    """A cluster may give it to another worker by itself; then it counts as lost."""
+    job = make_job(tmp_path, "echo once >> out")
+    assert execute(job) == 0
+    assert execute(job) == -signal.SIGKILL
+    assert (tmp_path / "out").read_text() == "once\n"
+
+
+def test_an_error_in_watching_kills_what_is_watched(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "echo $$ > pid; sleep 600")
+    Path(job.stop).write_text("no number")
+    with pytest.raises(ValueError, match="no number"):
+        execute(job)
+    assert not (tmp_path / "pid").exists() or gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("code", [129, 137, 143])
+def test_the_exit_code_of_a_shell_whose_command_got_a_signal(tmp_path: Path, code: int) -> None:
+    assert execute(make_job(tmp_path, f"exit {code}")) == 128 - code
+
+
+def test_another_high_exit_code_is_an_exit_code(tmp_path: Path) -> None:
+    assert execute(make_job(tmp_path, "exit 150")) == 150
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the supervisor is for Linux")
+def test_the_processor_time_of_all_commands_is_added_up(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "")
+    script = "import time\nwhile time.process_time() < 0.3: pass\n"
+    (tmp_path / "busy.py").write_text(script)
+    commands = (f"{sys.executable} -S busy.py",) * 2
+    job = Job(job.stage, commands, job.folder, job.environment, job.log, job.stop, job.marker)
+    assert execute(job) == 0
+    usage = json.loads(Path(job.marker).read_text())
+    assert 0.6 <= usage["processor_seconds"] < 5
+    assert usage["seconds"] > 0
 
 
 @pytest.mark.parametrize("status", [0, 3])
-@pytest.mark.parametrize("harm", ["rm -r logs", "rm logs/claim; mkdir logs/claim"])
-def test_a_claim_that_is_lost_changes_no_outcome(tmp_path: Path, harm: str, status: int) -> None:
-    assert execute(job(tmp_path, f"{harm}; exit {status}")) == status
+@pytest.mark.parametrize("harm", ["rm -r logs", "rm logs/marker; mkdir logs/marker"])
+def test_a_marker_that_is_lost_changes_no_outcome(tmp_path: Path, harm: str, status: int) -> None:
+    assert execute(make_job(tmp_path, f"{harm}; exit {status}")) == status
 
 
-def test_a_claim_with_half_a_line_still_tells_of_the_time(tmp_path: Path) -> None:
-    ours = job(tmp_path, "printf 1.e- > logs/claim")
-    assert execute(ours) == 0
-    told = json.loads(Path(ours.claim).read_text())
-    assert told["processor_seconds"] is None
-    assert told["seconds"] > 0
-    assert told["python"]
+def test_a_marker_with_half_a_line_still_gives_the_time(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "printf 1.e- > logs/marker")
+    assert execute(job) == 0
+    usage = json.loads(Path(job.marker).read_text())
+    assert usage["processor_seconds"] is None
+    assert usage["seconds"] > 0
+    assert usage["python"]
 
 
 def test_no_torch_changes_no_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,9 +81,9 @@ def test_no_torch_changes_no_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(metadata, "version", version)
     machine.cache_clear()
-    ours = job(tmp_path, "true")
-    assert execute(ours) == 0
-    assert json.loads(Path(ours.claim).read_text())["torch"] == "of unknown version"
+    job = make_job(tmp_path, "true")
+    assert execute(job) == 0
+    assert json.loads(Path(job.marker).read_text())["torch"] == "of unknown version"
     machine.cache_clear()
 
 

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Container, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,29 @@ from dvc_parallel.bookkeeping import (
 )
 from dvc_parallel.display import Display
 from dvc_parallel.engines import NAMES, open_engine
-from dvc_parallel.records import RECORDS, Records
+from dvc_parallel.errors import UsageError
+from dvc_parallel.fork_starter import Preload
+from dvc_parallel.records import Records
 from dvc_parallel.schedule import Outcome, Schedule, State
 from dvc_parallel.worker import ANSWER_WITHIN
 from toycircuits.commands.fresh import orphans
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
-from toycircuits.core.paths import RESUME
+from toycircuits.core.paths import RECORDS, RESUME
 
 LOGS = Path("logs")
 PAGE = Path("reports/index.html")
 CODE = ("dvc.yaml", "src", "stages")  # settings are recorded by themselves
+# What stages import. None of it may start threads or look at a device. The code of this project is
+# not among it: each command imports the code that is there when it starts.
+PRELOAD = Preload(
+    modules=(
+        "toycircuits.core.fast_import:import_transformer_lens",
+        *("torch", "pandas", "plotly.express", "plotly.io", "typer", "pydantic", "jaxtyping"),
+        *("filelock", "safetensors.torch", "tqdm", "ruamel.yaml", "scipy"),
+    ),
+    fresh=("toycircuits",),
+)
 UP_TO_DATE = "Data and pipelines are up to date."  # as DVC says it
 
 
@@ -71,7 +83,7 @@ def reproduce(
     tree = scale_copy(source, scale) if scale else source
     os.chdir(tree)
     params = read_params()
-    with params_parsed_once(), ExitStack() as stack:
+    with _usage_errors(), params_parsed_once(), ExitStack() as stack:
         book, plan = _plan(targets, options, params)
         if options.dry:
             return _dry(book, plan, options.force)
@@ -79,7 +91,9 @@ def reproduce(
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
         records = Records(RECORDS, RESUME / "spent", readers, CODE, source) if readers else None
-        opened = stack.enter_context(open_engine(engine, options.jobs, scheduler))
+        opened = stack.enter_context(
+            open_engine(engine, options.jobs, scheduler, PRELOAD, prefix="TOYCIRCUITS_")
+        )
         display = stack.enter_context(Display(console, len(plan), LOGS))
         schedule = Schedule(
             book,
@@ -103,6 +117,15 @@ def reproduce(
     if "report" in ran:
         console.print(f"all of it on one page: {os.path.relpath(tree / PAGE, source)}")
     return code
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn the errors that dvc_parallel raises about a user's input into ours."""
+    try:
+        yield
+    except UsageError as error:
+        raise InputError(str(error)) from None
 
 
 def _plan(
