@@ -237,11 +237,11 @@ def read_yaml(path: Path | str) -> Any:
 def _refuse_aliases(path: Path) -> None:
     """Raise an `InputError` for the first anchor, alias or merge key in a valid YAML file."""
     text = path.read_text(encoding="utf-8")
-    if not re.search(r"[&*]\w|<<", text):  # parsing events takes ten times as long as loading
+    if not re.search(r"[&*]\S|<<", text):  # parsing events takes ten times as long as loading
         return
     for event in YAML(typ="safe", pure=True).parse(text):
         anchor = getattr(event, "anchor", None)
-        if anchor or getattr(event, "value", None) == "<<":
+        if anchor or (getattr(event, "value", None) == "<<" and not event.style):
             what = f"the anchor or alias {anchor!r}" if anchor else "the merge key <<"
             line = event.start_mark.line + 1
             raise InputError(
