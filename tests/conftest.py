@@ -1,13 +1,20 @@
-"""For all tests: shapes in signatures are checked, one thread, and tiny transformers to order."""
+"""For all tests: shapes in signatures are checked, one thread, tiny transformers to order.
 
+And a small finished project that tests share, because reproducing one takes half a minute.
+"""
+
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import beartype.typing  # noqa: F401 (SHAPE_CHECKER looks it up)
 import jaxtyping
 import pytest
 import torch
+from filelock import FileLock
+from project import Project
 
 if TYPE_CHECKING:
     from toycircuits.core.transformer import Transformer, TransformerSettings
@@ -56,3 +63,37 @@ def make_model(
         return model
 
     return make
+
+
+@pytest.fixture
+def restored_torch() -> Iterator[None]:
+    """Torch's process-wide settings, which `prepare` and so each stage changes, set back."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(strict)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project of `list_copy_10` after a plain `dvc repro`, committed to git.
+
+    All tests and all workers of pytest-xdist share it, so change only a `copy` of it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return _finished(base / "finished")
+
+
+def _finished(folder: Path) -> Project:
+    """The shared project in `folder`; whoever comes first makes it, the others wait."""
+    marker = folder.with_name("finished-marker")
+    with FileLock(folder.with_name("finished.lock")):
+        if marker.exists():
+            return Project.at(folder)
+        project = Project(folder, ["list_copy_10"], scm=True)
+        assert len(project.repro()) == 9
+        project.commit()
+        marker.touch()
+        return project

@@ -15,9 +15,16 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-# A grid's runs are alike, and each costs three stages: here the first stands for them all.
-for name in [name for name in PARAMS["runs"] if name not in PARAMS["released"]][1:]:
+# Runs that differ from another one in sizes, seeds or order alone: that one stands for them. Each
+# run costs four stages, and of the unreleased ones, which form a grid, the first is enough.
+ALIKE = {
+    *{"linear_regression_h2", "linear_regression_h4", "linear_regression_h8"},
+    *{"list_copy_100_reshuffle", "reverse_increment_random"},
+    *[name for name in PARAMS["runs"] if name not in PARAMS["released"]][1:],
+}
+for name in ALIKE:
     del PARAMS["runs"][name]
+PARAMS["released"] = [name for name in PARAMS["released"] if name not in ALIKE]
 
 # Settings under which every stage of an experiment runs in about a second.
 TINY: dict[str, dict[str, dict[str, Any]]] = {
@@ -65,7 +72,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Loaded by every Python that starts in the copy: notes which files of it a stage opens, what it
-# unpickles and whom it calls; calls that leave this machine are refused.
+# imports and unpickles. It refuses connections that leave this machine.
 AUDIT = """
 import atexit, json, os, sys
 stage, folder = os.environ.get("DVC_STAGE"), os.environ.get("TOYCIRCUITS_AUDIT")
@@ -98,6 +105,8 @@ if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
     def save():
         name = os.path.join(folder, stage.replace("/", "_") + ".json")
         log = {"read": sorted(read), "written": sorted(written), "modules": sorted(sys.modules)}
+        ours = [m for n, m in sys.modules.items() if n.partition(".")[0] == "toycircuits"]
+        log["code"] = sorted(str(module.__file__) for module in ours)
         with open(name, "w") as file:
             json.dump(log | {"unpickled": sorted(unpickled)}, file)
 
@@ -107,7 +116,7 @@ if stage and folder and sys.argv[:1] and sys.argv[0] != "-m":
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """For commands that run in a copy: those of this Python first, and nothing left behind."""
+    """Environment with this Python's commands first on the path, and no compiled files written."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return os.environ | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | changes
 
@@ -137,7 +146,7 @@ class Project:
     """A copy of the project at tiny settings, in which real DVC runs.
 
     Args:
-        experiments: those to keep, all by default.
+        experiments: the experiments to keep, all by default.
         scm: whether the copy is a git repository (without commits).
     """
 
@@ -151,6 +160,24 @@ class Project:
                 shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, folder / name)
+        self._write_tiny_params(experiments)
+        (folder / "reports").mkdir()
+        (folder / "reports/stages.json").write_text("{}\n")  # records of stages: nothing ran yet
+        (folder / "src/sitecustomize.py").write_text(AUDIT)  # for stages, which have PYTHONPATH=src
+        self._make_audit()
+        if scm:
+            subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+            for key, value in {"name": "Test", "email": "test@example.org"}.items():
+                subprocess.run(["git", "config", f"user.{key}", value], cwd=folder, check=True)
+        # What `dvc init` does, without a start of DVC.
+        (folder / ".dvc").mkdir()
+        for name in ("config", ".gitignore") if scm else ("config",):
+            shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)
+        if not scm:
+            with (folder / ".dvc/config").open("a") as file:
+                file.write("    no_scm = true\n")
+
+    def _write_tiny_params(self, experiments: Collection[str] | None) -> None:
         params = json.loads(json.dumps(PARAMS)) | {"scale": "quick"}
         for experiment in params["experiments"]:
             for section, values in TINY.get(experiment, {}).items():
@@ -163,27 +190,44 @@ class Project:
             for tree in (params["experiments"], params["quick"], params["paper"]):
                 for name in set(tree) - set(experiments):
                     del tree[name]
-                    (folder / f"claims/{name}.yaml").unlink(missing_ok=True)
+                    (self.folder / f"claims/{name}.yaml").unlink(missing_ok=True)
         self.write_params(params)
-        (folder / "reports").mkdir()
-        (folder / "reports/stages.json").write_text("{}\n")  # what ran where, of no stage yet
-        self.audit = folder.parent / f"{folder.name}-audit"
-        self.audit.mkdir()
-        (self.audit / "sitecustomize.py").write_text(AUDIT)
-        if scm:
-            subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-            for key, value in {"name": "Test", "email": "test@example.org"}.items():
-                subprocess.run(["git", "config", f"user.{key}", value], cwd=folder, check=True)
-        python(folder, "-m", "dvc", "init", "--quiet", *([] if scm else ["--no-scm"]))
-        shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
-        if not scm:
-            python(folder, "-m", "dvc", "config", "core.no_scm", "true")
+
+    def _make_audit(self) -> None:
+        """A folder for what stages do; commands that start in the copy have it on their path."""
+        self.audit = self.folder.parent / f"{self.folder.name}-audit"
+        self.audit.mkdir(exist_ok=True)
+        if not (self.audit / "sitecustomize.py").exists():
+            (self.audit / "sitecustomize.py").write_text(AUDIT)
+
+    @classmethod
+    def at(cls, folder: Path) -> "Project":
+        """The copy that is in `folder` already."""
+        project = cls.__new__(cls)
+        project.folder = folder
+        project._make_audit()
+        return project
+
+    def copy(self, folder: Path) -> "Project":
+        """A copy of this copy with its results and its cache, to change and to damage."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Project.at(folder)
+
+    def commit(self, message: str = "results") -> None:
+        """Commit all that git does not ignore."""
+        output(self.folder, "git", "add", "--all")
+        output(self.folder, "git", "commit", "--quiet", "--message", message)
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of whatever runs in the copy."""
-        audit = {"PYTHONPATH": str(self.audit), "TOYCIRCUITS_AUDIT": str(self.audit)}
-        return environment_of(**audit)
+        """Environment of commands that run in the copy."""
+        code = os.pathsep.join([str(self.audit), str(ROOT / "src")])
+        return environment_of(PYTHONPATH=code, TOYCIRCUITS_AUDIT=str(self.audit))
+
+    @property
+    def stage_environment(self) -> dict[str, str]:
+        """Environment of a stage that a test starts by itself, as dvc.yaml does."""
+        return self.environment | {"PYTHONPATH": "src"}
 
     def read_params(self) -> Any:
         return YAML(typ="safe").load((self.folder / "params.yaml").read_text())
@@ -214,14 +258,14 @@ class Project:
         return set(re.findall(r"^Running stage '([^']+)'", out, re.MULTILINE))
 
     def log(self, stage: str) -> dict[str, list[str]]:
-        """What a stage did when it ran last: files read and written, modules, pickles."""
+        """What a stage did when it last ran: files read and written, modules, pickles."""
         log: dict[str, list[str]] = json.loads((self.audit / f"{stage}.json").read_text())
         return log
 
     def results(self, *folders: str) -> dict[str, str]:
         """Hash of every file under `folders`, by default of all results.
 
-        Left out are the times that stages took, and the page, which tells them.
+        Without the times that stages took and the page that shows them.
         """
         return {
             str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()

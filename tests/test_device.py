@@ -1,22 +1,12 @@
 """The device is found, or its absence said in one line."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from toycircuits.core.config import InputError
 from toycircuits.core.device import prepare
 
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """`prepare` changes the whole process; the other tests must not see it."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-    torch.use_deterministic_algorithms(strict)
+pytestmark = pytest.mark.usefixtures("restored_torch")
 
 
 def test_auto_is_cuda_where_there_is_one() -> None:
