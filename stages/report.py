@@ -1,4 +1,4 @@
-"""Join the parts of all experiments to one page."""
+"""Join the parts about all experiments to one page."""
 
 import json
 
@@ -13,19 +13,20 @@ def main() -> None:
         from plotly.offline import get_plotlyjs
 
         from toycircuits.core.plotting import TEMPLATE
-        from toycircuits.report.page import page, read_records
-        from toycircuits.report.section import folder
+        from toycircuits.report.page import page_html
+        from toycircuits.report.provenance import read_records
 
         params = config.read_params()
         sections, titles, counts = {}, {}, {}
         for name in params["experiments"]:
-            sections[name] = (folder(name) / "section.html").read_text()
-            summed = json.loads((folder(name) / "summary.json").read_text())
-            titles[name], counts[name] = summed["title"], summed["counts"]
-        records = read_records(paths.REPORTS / "stages.json")
+            folder = paths.section(name)
+            sections[name] = (folder / "section.html").read_text()
+            summary = json.loads((folder / "summary.json").read_text())
+            titles[name], counts[name] = summary["title"], summary["counts"]
+        records = read_records(paths.RECORDS)
         template = TEMPLATE.to_plotly_json()
-        text = page(sections, titles, counts, records, params, get_plotlyjs(), template)
-        (paths.REPORTS / "index.html").write_text(text)
+        html = page_html(sections, titles, counts, records, params, get_plotlyjs(), template)
+        paths.PAGE.write_text(html)
 
 
 if __name__ == "__main__":

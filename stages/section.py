@@ -1,7 +1,6 @@
 """Write one experiment's part of the page."""
 
 import json
-from pathlib import Path
 
 import typer
 
@@ -9,30 +8,36 @@ from toycircuits.core import config, paths
 
 
 def main(experiment: str) -> None:
-    """Write what the page says of EXPERIMENT."""
+    """Write what the page says about EXPERIMENT."""
     with config.exit_on_bad_input():
         from toycircuits.claims.card import read_card
+        from toycircuits.claims.verdict import count_outcomes, read_verdicts
         from toycircuits.report import section
 
         params = config.read_params()
-        folder = paths.tables(experiment).parent
+        card = read_card(paths.claims_file(experiment))
+        verdicts = read_verdicts(paths.claims_table(experiment))
+        counts = count_outcomes(verdicts["outcome"])
         tables = sorted(paths.summary(experiment).glob("*.csv"))
         tables += sorted(paths.tables(experiment).glob("*/ablations.csv"))
-        card = read_card(Path("claims") / f"{experiment}.yaml")
-        claims = section.read_claims(folder / "claims.csv")
-        text = section.section(
-            experiment,
-            card,
-            claims,
-            section.read_figures(paths.figure_json(experiment)),
-            [section.read_shown_table(path) for path in tables],
-            section.settings_of(params, experiment),
+        html = section.section_html(
+            section.Section(
+                experiment=experiment,
+                title=card.title,
+                question=card.question,
+                method=card.method,
+                counts=counts,
+                verdicts=verdicts,
+                figures=section.read_figures(paths.figure_json(experiment)),
+                tables=[section.read_shown_table(path) for path in tables],
+                settings=section.settings_of(params, experiment),
+            )
         )
-        target = section.folder(experiment)
+        target = paths.section(experiment)
         target.mkdir(parents=True, exist_ok=True)
-        (target / "section.html").write_text(text)
-        summed = {"title": card.title, "counts": section.counts(claims)}
-        (target / "summary.json").write_text(json.dumps(summed) + "\n")
+        (target / "section.html").write_text(html)
+        summary = {"title": card.title, "counts": counts}
+        (target / "summary.json").write_text(json.dumps(summary) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from choreographer.browsers import BrowserFailedError
 
 T = TypeVar("T")
 FIRST_ANSWER = 30.0  # seconds; a start takes two, on busy cores ten
-WATCHED = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+EVENTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 REQUEST = "Network.requestWillBeSent"
 
 
@@ -24,16 +24,16 @@ class Chromium:
         self._loop = asyncio.new_event_loop()
         self._browser: Any = self._run(self._open())
         self._tab: Any = None
-        self.said: list[dict[str, Any]] = []  # on the console, and errors
+        self.said: list[dict[str, Any]] = []  # console messages and errors
         self.requested: list[str] = []
 
     async def _open(self) -> Any:
-        """A browser that has answered; one that does not, as happens, is started a second time."""
+        """A browser that answers. Now and then one does not, and is then started a second time."""
         for last in (False, True):
             browser = Browser()
             try:
                 await asyncio.wait_for(browser.open(), FIRST_ANSWER)
-            except (TimeoutError, BrowserFailedError):  # the latter is what its open() makes of it
+            except (TimeoutError, BrowserFailedError):  # open() turns a timeout into the latter
                 await self._kill(browser)
                 if last:
                     raise
@@ -42,7 +42,7 @@ class Chromium:
         raise AssertionError
 
     async def _kill(self, browser: Any) -> None:
-        """End a browser that would not hear of it, and its processes."""
+        """End a browser that does not answer, and its processes."""
         family: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
             parent = psutil.Process(browser.subprocess.pid)
@@ -51,7 +51,7 @@ class Chromium:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         browser.subprocess.wait(FIRST_ANSWER)
-        await browser.close()  # its threads and folders
+        await browser.close()  # ends its threads and removes its folders
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(asyncio.wait_for(work, 120))
@@ -63,7 +63,7 @@ class Chromium:
         return answer["result"]
 
     def load(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Load a file in a new tab: one in the background would draw nothing."""
+        """Load a file in a new tab, because a tab in the background draws nothing."""
         if self._tab:
             self._run(self._tab.close())
         self._tab = self._run(self._browser.create_tab("about:blank"))
@@ -75,7 +75,7 @@ class Chromium:
         async def request(event: Any) -> None:
             self.requested.append(event["params"]["request"]["url"])
 
-        for name in WATCHED:
+        for name in EVENTS:
             self._tab.subscribe(name, say, repeating=True)
         self._tab.subscribe(REQUEST, request, repeating=True)
         for domain in ("Page", "Runtime", "Log", "Network", "Performance"):
@@ -88,17 +88,17 @@ class Chromium:
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, script: str) -> Any:
-        """Value of an expression in the page; of a promise, what it comes to."""
-        found = self.send(
+        """Value of an expression in the page. If it is a promise, the value that it resolves to."""
+        answer = self.send(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def processor_seconds(self) -> float:
-        """How long the page's thread has had a core since it was loaded."""
-        told = self.send("Performance.getMetrics")["metrics"]
-        return float(next(one["value"] for one in told if one["name"] == "ThreadTime"))
+        """Processor time of the page's thread since the page was loaded."""
+        metrics = self.send("Performance.getMetrics")["metrics"]
+        return float(next(m["value"] for m in metrics if m["name"] == "ThreadTime"))
 
     def until(self, condition: str, seconds: float = 60) -> None:
         """Wait until an expression is true."""
@@ -112,16 +112,16 @@ class Chromium:
             self._run(wait())
 
     def press(self, key: str) -> None:
-        """A key, down and up."""
+        """Press a key and release it."""
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def picture(self, path: Path) -> None:
-        """What is seen in the window."""
+        """Write a picture of the window."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
     def pdf(self, path: Path) -> None:
-        """The page as printed."""
+        """Write the page as it is printed."""
         path.write_bytes(base64.b64decode(self.send("Page.printToPDF")["data"]))
 
     def close(self) -> None:

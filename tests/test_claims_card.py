@@ -170,7 +170,7 @@ def test_conditions_in_words(condition: dict[str, float], words: str) -> None:
     assert str(Condition.parse(condition, "c")) == words
 
 
-CARD = {
+CARD: dict[str, Any] = {
     **{"title": "t", "question": "q?", "method": ["m"], "key_metrics": {"loss": MEASURED}},
     "claims": [
         {
@@ -188,26 +188,26 @@ CARD = {
         (
             {"claims": CARD["claims"] * 2},
             "claims: ids found more than once: x; allowed: each id once",
-        ),  # type: ignore[operator]
+        ),
         ({"key_metric": {}}, "card.yaml.key_metric: unknown key"),
         ({"title": 3}, "card.yaml.title: found 3"),
         (
             {"claims": [CARD["claims"][0] | {"of": "share"}]},
             "passes: give it together with `of: share`, and only then",
-        ),  # type: ignore[index]
+        ),
         (
-            {"claims": [CARD["claims"][0] | {"kind": "vague"}]},  # type: ignore[index]
+            {"claims": [CARD["claims"][0] | {"kind": "vague"}]},
             "claims.0.kind: found",
         ),
         ({"claims": []}, r"card\.yaml\.claims: found \[\]"),
         (
-            {"claims": [CARD["claims"][0] | {"scales": []}]},  # type: ignore[index]
+            {"claims": [CARD["claims"][0] | {"scales": []}]},
             r"claims\.0\.scales: found \[\]",
         ),
         ({"key_metrics": {"claims": MEASURED}}, "key_metrics: found the name claims"),
         *[
             (
-                {"claims": [CARD["claims"][0] | {"of": "share", "passes": {"above": 0}} | change]},  # type: ignore[index]
+                {"claims": [CARD["claims"][0] | {"of": "share", "passes": {"above": 0}} | change]},
                 message,
             )
             for change, message in [
@@ -224,7 +224,7 @@ CARD = {
             ]
         ],
         (
-            {"claims": [CARD["claims"][0] | {"of": "mean", "expected": {"equal": [1, 2]}}]},  # type: ignore[index]
+            {"claims": [CARD["claims"][0] | {"of": "mean", "expected": {"equal": [1, 2]}}]},
             "expected: found 1, 2; no mean can meet this",
         ),
     ],
@@ -247,7 +247,10 @@ def test_files_of_claims(tmp_path: Path, change: dict[str, Any], message: str | 
         (b"a: [", r"card\.yaml: not valid YAML: "),
         (b"title: \xff", r"card\.yaml: 'utf-8' codec can't decode byte 0xff"),
         (b"when: 2024-02-31", r"card\.yaml: not valid YAML: day is out of range"),
-        (b"2024-01-01: x", r"card\.yaml: found the key datetime\.date\(2024, 1, 1\); allowed keys are"),
+        (
+            b"2024-01-01: x",
+            r"card\.yaml: found the key datetime\.date\(2024, 1, 1\); allowed keys are",
+        ),
         (b"3: x", r"card\.yaml: found the key 3; allowed keys are printable text"),
         (b"title: {3: x}", r"card\.yaml: title: found the key 3; allowed keys are printable text"),
         (b"", r"card\.yaml: found null"),

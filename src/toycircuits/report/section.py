@@ -1,4 +1,4 @@
-"""One experiment's part of the page: its figures, claims, tables and settings as HTML."""
+"""One experiment's part of the page as HTML: its figures, claims, tables and settings."""
 
 import json
 import re
@@ -11,24 +11,21 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from toycircuits.claims.card import Card
-from toycircuits.claims.verdict import OUTCOMES
-from toycircuits.core.paths import ARTIFACTS
+from toycircuits.core.config import find_run
 
-PROVENANCE = "<!-- provenance -->"  # where the page puts it: it is known only in the end
-N_ROWS = 60  # of a table on the page; the file has all
-WIDE = 900  # pixels from which a figure is scrolled on a narrow screen rather than squeezed
-FACETS = 520  # the same, where plots stand side by side
+# The stage `report` replaces this text, because the provenance is not known before all stages ran.
+PROVENANCE = "<!-- provenance -->"
+N_ROWS = 60  # that the page shows of a table; the file holds all rows
+WIDE = 900  # pixels: a wider figure keeps most of its width on a narrow screen, and is scrolled
+FACETS = 520  # pixels: the smallest width of a figure with plots side by side
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "not comparable": "–"}  # noqa: RUF001
 
 
-def folder(experiment: str) -> Path:
-    """Where the part about `experiment` stands: `section.html`, and `summary.json`."""
-    return ARTIFACTS / "sections" / experiment
-
-
 def environment() -> Environment:
-    """Templates in which whatever is inserted is text, never markup but for `with_code`'s."""
+    """The templates. They insert every value as text, never as markup.
+
+    The one exception is the filter `with_code`, which adds `<code>` elements.
+    """
     templates = Environment(
         loader=PackageLoader("toycircuits.report"),
         autoescape=True,
@@ -41,17 +38,17 @@ def environment() -> Environment:
 
 
 def with_code(text: str) -> Markup:
-    """Text in which what stands between backticks is code.
+    """`text` as HTML, with everything between two backticks as code.
 
     >>> with_code("`a < b` & c")
     Markup('<code>a &lt; b</code> &amp; c')
     """
-    # Escaping comes first, and makes no backticks: the only markup there will be is this.
+    # Escaping comes first and adds no backticks, so that the text cannot add other markup.
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def script_json(value: Any) -> str:
-    """`value` as JSON that can stand in a script element, whatever strings are in it."""
+    """`value` as JSON that is safe inside a script element, whatever text it contains."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -61,12 +58,12 @@ class Figure:
     """A figure as the page shows it.
 
     Attributes:
-        order: of drawing.
-        name: of its files.
+        order: position among the figures of its experiment.
+        name: name of its files.
         title: its heading, in words.
-        height: pixels.
-        min_width: pixels below which it is scrolled.
-        content: JSON of data and layout, without title, size and template, which all share.
+        height: in pixels.
+        min_width: in pixels; on a narrower screen the figure is scrolled.
+        content: JSON of data and layout, without the title, the size and the shared template.
     """
 
     order: int
@@ -85,8 +82,8 @@ def read_figure(path: Path) -> Figure:
     title = layout.pop("title", {}).get("text", path.stem)
     order = layout.pop("meta", {}).get("order", 0)
     width, height = layout.pop("width", 0), int(layout.pop("height", 440))
-    beside = layout.get("xaxis2", {}).get("domain", [0])[0] > 0
-    min_width = int(0.75 * width) if width >= WIDE else FACETS if beside else 0
+    side_by_side = layout.get("xaxis2", {}).get("domain", [0])[0] > 0
+    min_width = int(0.75 * width) if width >= WIDE else FACETS if side_by_side else 0
     if "margin" in layout:
         layout["margin"] = {**layout["margin"], "t": max(24, layout["margin"].get("t", 56) - 30)}
     content = script_json({"data": figure["data"], "layout": layout})
@@ -95,14 +92,21 @@ def read_figure(path: Path) -> Figure:
 
 
 def read_figures(folder: Path) -> list[Figure]:
-    """The figures of `folder`, as they were drawn one after the other."""
-    found = [read_figure(path) for path in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda figure: figure.order)
+    """The figures in `folder`, in the order in which they were drawn."""
+    figures = [read_figure(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(figures, key=lambda figure: figure.order)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the page shows it, from the file at `path` of the project."""
+    """A table as the page shows it.
+
+    Attributes:
+        path: its file in the project.
+        columns: their names.
+        rows: the first rows, as text.
+        total: number of rows in the file.
+    """
 
     path: str
     columns: Sequence[str]
@@ -111,14 +115,14 @@ class Table:
 
 
 def read_shown_table(path: Path) -> Table:
-    """The table at `path`; of a long one, its first rows."""
+    """The table at `path`, with at most `N_ROWS` of its rows."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    rows = [[_shorter(cell) for cell in row] for row in table.head(N_ROWS).to_numpy().tolist()]
+    rows = [[_rounded(cell) for cell in row] for row in table.head(N_ROWS).to_numpy().tolist()]
     return Table(path.as_posix(), list(table.columns), rows, len(table))
 
 
-def _shorter(cell: str) -> str:
-    """A number with five digits at most; other text as it is."""
+def _rounded(cell: str) -> str:
+    """A number with at most five digits. Integers and other text stay as they are."""
     try:
         number = float(cell)
     except ValueError:
@@ -126,59 +130,51 @@ def _shorter(cell: str) -> str:
     return cell if cell.lstrip("-").isdigit() else f"{number:.5g}"
 
 
-def read_claims(path: Path) -> pd.DataFrame:
-    """What became of the claims, every cell as the text that stands at `path`: 49 is not 49.0."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def counts(claims: pd.DataFrame) -> dict[str, int]:
-    """How many claims have each outcome."""
-    found = claims["outcome"].value_counts()
-    return {outcome: int(found.get(outcome, 0)) for outcome in OUTCOMES}
-
-
 def settings_of(params: Mapping[str, Any], experiment: str) -> dict[str, str]:
-    """The settings of `experiment` at the chosen scale, and what each of its runs changes."""
-    runs = {k: v for k, v in params["runs"].items() if v["experiment"] == experiment}
-    own = {
-        name: {k: v for k, v in run.items() if k not in ("experiment", "slice", "final")}
-        for name, run in runs.items()
-    }
-    texts = {"all runs": params[params["scale"]][experiment]} | {k: v for k, v in own.items() if v}
-    return {name: json.dumps(values, indent=2) for name, values in texts.items()}
+    """The settings of `experiment` at the chosen scale, and the changes that each run makes."""
+    texts: dict[str, Any] = {"all runs": params[params["scale"]][experiment]}
+    sections = {"model", "train", "scales", "variants"}
+    for name, run in params["runs"].items():
+        if run["experiment"] == experiment:
+            entry = find_run(params, name).entry
+            texts[name] = entry.model_dump(include=sections, exclude_defaults=True)
+    return {name: json.dumps(values, indent=2) for name, values in texts.items() if values}
 
 
-def section(
-    experiment: str,
-    card: Card,
-    claims: pd.DataFrame,
-    figures: Sequence[Figure],
-    tables: Sequence[Table],
-    settings: Mapping[str, str],
-) -> str:
-    """The HTML of one experiment, with the place marked that is for its provenance.
+@dataclass(frozen=True)
+class Section:
+    """What the page shows about one experiment.
 
-    Args:
-        claims: as `read_claims` has them.
+    Attributes:
+        experiment: its name.
+        title: heading.
+        question: one sentence.
+        method: a few lines.
+        counts: outcome -> number of claims.
+        verdicts: the table of verdicts, every cell as text.
+        figures: in the order in which the page shows them.
+        tables: likewise.
+        settings: name of a run, or "all runs" -> its settings as text.
     """
-    rows = [
-        # A mean has no models that pass, and what is not comparable may have none at all.
+
+    experiment: str
+    title: str
+    question: str
+    method: Sequence[str]
+    counts: Mapping[str, int]
+    verdicts: pd.DataFrame
+    figures: Sequence[Figure]
+    tables: Sequence[Table]
+    settings: Mapping[str, str]
+
+
+def section_html(section: Section) -> str:
+    """The HTML of one experiment. `PROVENANCE` marks the place of its provenance."""
+    claims = [
+        # Claims about a mean count no passing models, and claims without a row have no models.
         {**row, "models": int(row["models"] or 0), "passing": int(row["passing"] or 0)}
         | {"has_passing": row["passing"] != ""}
-        for row in claims.to_dict("records")
+        for row in section.verdicts.to_dict("records")
     ]
-    return (
-        environment()
-        .get_template("section.html")
-        .render(
-            experiment=experiment,
-            card=card,
-            claims=rows,
-            counts=counts(claims),
-            marks=MARKS,
-            figures=figures,
-            tables=tables,
-            settings=settings,
-            provenance_mark=PROVENANCE,
-        )
-    )
+    template = environment().get_template("section.html")
+    return template.render(section=section, claims=claims, marks=MARKS, provenance_mark=PROVENANCE)

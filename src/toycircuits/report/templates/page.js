@@ -1,17 +1,17 @@
 "use strict";
-// Figures are drawn when they come near the window, in the colours of the page.
+// Draws each figure, in the colours of the page, when it comes near the window.
 (() => {
   const root = document.documentElement;
   const template = JSON.parse(document.getElementById("template").textContent);
   const button = document.getElementById("theme");
   const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const NARROW = 620, PAPER = 680; // pixels: of a narrow screen, and of a sheet between its margins
+  const NARROW = 620, PAPER = 680; // pixels: width of a narrow screen, and of a printed page without margins
 
   const printing = { on: false };
   const isDark = () => !printing.on && (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const shade = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-  // What is black or white on paper takes the colours of the page.
+  // Figures are drawn for white paper. In dark mode these colours are replaced.
   const swapped = () => isDark()
     ? { "#000000": "#e6e8ea", black: "#e6e8ea", "#222222": shade("--fore"), "#444444": shade("--soft"),
         white: shade("--back"), "#ffffff": shade("--back"), "#e6e6e6": shade("--grid"), "#cccccc": shade("--line"),
@@ -52,7 +52,7 @@
       }
     }
     layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: shade("--soft"), activecolor: shade("--fore") };
-    // Nothing leaves the page: no button of Plotly's may send a figure away.
+    // Remove the buttons with which Plotly would send a figure to its servers.
     const without = ["sendChartToCloud", "sendDataToCloud", "select2d", "lasso2d"];
     return [data, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: without }];
   };
@@ -64,7 +64,7 @@
     try {
       Plotly.react(canvas, ...built(figure, canvas));
     } catch (error) {
-      setTimeout(() => { throw error; }, 0); // told on the console, and no reason to leave the others undrawn
+      setTimeout(() => { throw error; }, 0); // shows the error on the console, and lets the other figures be drawn
     }
   };
 
@@ -74,7 +74,7 @@
     const figure = waiting.shift();
     if (!figure) return;
     draw(figure);
-    setTimeout(next, 0); // one at a time, so that the page can be scrolled meanwhile
+    setTimeout(next, 0); // one figure at a time, so that the page can be scrolled meanwhile
   };
   const observer = new IntersectionObserver((entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
@@ -92,7 +92,7 @@
   };
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    try { localStorage.setItem("toycircuits-theme", root.dataset.theme); } catch (e) { /* no storage here */ }
+    try { localStorage.setItem("toycircuits-theme", root.dataset.theme); } catch (e) { /* the browser offers no storage */ }
     repaint();
   });
   system.addEventListener("change", repaint);

@@ -1,0 +1,138 @@
+"""How each result was made: the records of the stages, their seeds and their times."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from toycircuits.core.config import InputError, experiment_tree, find_run
+
+
+def read_records(path: Path) -> dict[str, Any]:
+    """Stage -> the record of its last run: its time, machine, commit, inputs and settings.
+
+    Raises:
+        InputError: the file is not what `toycircuits repro` writes.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # from JSON, or from bytes that are not UTF-8
+        raise InputError(f"{path}: not valid JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(records, dict):
+        kind = type(records).__name__
+        raise InputError(f"{path}: found a {kind}; allowed: an object of stages")
+    for stage, record in records.items():
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: {stage}: found {record!r:.80}; allowed: an object")
+    return records
+
+
+def current_records(
+    records: Mapping[str, Any], params: Mapping[str, Any], root: Path
+) -> dict[str, Any]:
+    """The records whose files and settings are those that the project has now.
+
+    Folders are not compared. Files that do not exist are not compared either, because git does not
+    carry all results.
+    """
+    return {
+        stage: record
+        for stage, record in records.items()
+        if all(
+            value == _setting(params, key)
+            for key, value in record.get("params", {}).get("params.yaml", {}).items()
+        )
+        and all(
+            _is_as_recorded(root / entry["path"], entry["md5"])
+            for entry in [*record.get("deps", []), *record.get("outs", [])]
+        )
+    }
+
+
+def _setting(params: Mapping[str, Any], key: str) -> Any:
+    """The setting at a key with dots. None if there is no such key."""
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+@cache
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _is_as_recorded(path: Path, md5: str) -> bool:
+    return md5.endswith(".dir") or not path.is_file() or _md5(path) == md5
+
+
+def stages_of(experiment: str, params: Mapping[str, Any]) -> list[str]:
+    """The stages that lead to the figures and verdicts of `experiment`, in their order."""
+    runs = [name for name, run in params["runs"].items() if run["experiment"] == experiment]
+    stages_of_runs = {
+        **{"train": runs, "release": [run for run in runs if run in params["released"]]},
+        **{"measure": runs, "ablate": runs},
+    }
+    middle = [f"{verb}@{run}" for verb, names in stages_of_runs.items() for run in names]
+    return [f"generate@{experiment}", *middle, f"render@{experiment}", f"judge@{experiment}"]
+
+
+def seeds_of(stage: str, params: Mapping[str, Any]) -> str:
+    """The seeds of a stage in words: `generate` has one for data, `train` for weights and batches.
+
+    Other stages have none, which gives the empty text.
+    """
+    verb, _, name = stage.partition("@")
+    if verb == "generate":
+        _, tree = experiment_tree(params, name)
+        return f"data {tree['data'].get('seed', '')}"
+    if verb != "train":
+        return ""
+    train, _ = find_run(params, name).values("train")
+    weights = "weights " + ", ".join(map(str, train["weight_seeds"]))
+    batches = train.get("batch_seeds")
+    return weights + ("; batches " + ", ".join(map(str, batches)) if batches else "")
+
+
+def duration(seconds: float | None) -> str:
+    """A time in seconds as text for people.
+
+    >>> duration(4.21), duration(75), duration(7384), duration(None)
+    ('4.2 s', '1 min 15 s', '2 h 3 min', 'not recorded')
+    """
+    if seconds is None:
+        return "not recorded"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def totals(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Processor time of all stages together, and the machines that they ran on.
+
+    Args:
+        stages: stage -> its record, or None if there is no record.
+
+    Returns:
+        processor: the time as text; machines: as text; timed, untimed: how many stages have a
+        recorded time, and how many have none.
+    """
+    timed = [
+        record for record in stages.values() if record and record["processor_seconds"] is not None
+    ]
+    machines = {
+        f"{record['processor']}, {record['cores']} cores, {record['system']}, "
+        f"Python {record['python']}, torch {record['torch']}"
+        + "".join(f", {gpu}" for gpu in record["gpus"])
+        for record in timed
+    }
+    return {
+        "processor": duration(sum(record["processor_seconds"] for record in timed)),
+        "machines": "; ".join(sorted(machines)),
+        "timed": len(timed),
+        "untimed": len(stages) - len(timed),
+    }
