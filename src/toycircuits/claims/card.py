@@ -69,8 +69,8 @@ class Measured(Settings):
         for name in ("minus", "over"):
             change = getattr(self, name)
             if change is not None and self.where | change == self.where:
-                found = f"{name}: found {json.dumps(change)}"
-                raise ValueError(f"{found}; allowed: a column with another value than in where")
+                text = f"{name}: found {json.dumps(change)}"
+                raise ValueError(f"{text}; allowed: a column with another value than in where")
         return self
 
 
@@ -120,12 +120,12 @@ class Condition(Settings):
     def _check_equal(self, near: str | None) -> None:
         """Raise a `ValueError` if nothing can equal `equal`, or `near` does not go with it."""
         target: Any = self.equal
-        found = f"equal: found {short(target)}"
+        text = f"equal: found {short(target)}"
         if not _is_finite(target) or target == []:
             allowed = "text, a finite number, or a list with at least one of them"
-            raise ValueError(f"{found}; allowed: {allowed}")
+            raise ValueError(f"{text}; allowed: {allowed}")
         if isinstance(target, str | list) and (self._pairs() or self._bounds()):
-            raise ValueError(f"{found} together with bounds; allowed: a number")
+            raise ValueError(f"{text} together with bounds; allowed: a number")
         if near is None:
             return
         parts = target if near == "within" and isinstance(target, list) else [target]
@@ -135,7 +135,7 @@ class Condition(Settings):
             or (near == "relative" and target == 0)
         ):
             kinds = {"within": " or a list", "factor": " above 0", "relative": " other than 0"}
-            raise ValueError(f"{found} together with {near}; allowed: a number{kinds[near]}")
+            raise ValueError(f"{text} together with {near}; allowed: a number{kinds[near]}")
 
     def _pairs(self) -> list[tuple[float, float]]:
         """Lowest and highest value of each range in `between`."""
@@ -300,8 +300,8 @@ class Card(Settings):
             )
         ids = [claim.id for claim in self.claims]
         if repeated := sorted({name for name in ids if ids.count(name) > 1}):
-            found = f"found more than once: {', '.join(repeated)}"
-            raise ValueError(f"claims: ids {found}; allowed: each id once")
+            text = f"found more than once: {', '.join(repeated)}"
+            raise ValueError(f"claims: ids {text}; allowed: each id once")
         return self
 
 

@@ -162,6 +162,6 @@ def _evaluate(table: pd.DataFrame, expression: str) -> "pd.Series[Any]":
         reason = " ".join(str(error).split())
         raise InputError(f"value: found {expression!r} ({reason}); {allowed}") from None
     if not isinstance(result, pd.Series) or not result.index.equals(table.index):
-        found = f"value: found {expression!r}, which does not give one value for each row"
-        raise InputError(f"{found}; {allowed}")
+        text = f"value: found {expression!r}, which does not give one value for each row"
+        raise InputError(f"{text}; {allowed}")
     return result
