@@ -1,4 +1,4 @@
-"""Malformed settings: each fails before any work, in one line that names the key; exit code 2."""
+"""Malformed settings fail before any work, with one line that names the key, and exit code 2."""
 
 import copy
 import math
@@ -22,9 +22,10 @@ ABSENT = object()
 HUGE = 10**30
 
 MODULAR, COPY, GRID = "modular_subtraction", "list_copy_10", "list_copy_100"
+CELL = "list_copy_100_2l"  # a run that is not released
 REVERSE, REGRESSION = "reverse_increment", "linear_regression"
 
-# Where, what stands there, and what is said of it; @ is the key path with dots.
+# Key path, the value there, and a part of the message, in which @ is the key path with dots.
 TABLE: list[tuple[str, Any, str]] = [
     # The frame
     ("scale", "quik", "scale: found 'quik'; allowed: quick, paper"),
@@ -39,13 +40,13 @@ TABLE: list[tuple[str, Any, str]] = [
     (f"paper/{COPY}", None, "@: found None; allowed is a mapping"),
     (f"paper/{COPY}/render", ABSENT, "@: missing key"),
     (f"quick/{COPY}/tune", {}, "@: unknown key; allowed: data, model, train"),
-    (f"experiments/{COPY}/slice", "list_coppy", "@: no slice 'list_coppy'"),
+    (f"experiments/{COPY}/slice", "list_coppy", "@: found 'list_coppy'; there is no"),
     (f"experiments/{COPY}/slice", "../config", '@: found "../config"; string should'),
     (f"experiments/{COPY}/slize", "x", "@: unknown key; allowed keys: slice"),
     ("experiments/2", {"slice": "list_copy"}, "quick.2: missing key"),
-    ("runs/..", {"experiment": COPY, "slice": "list_copy"}, "'..': names are made of letters"),
+    ("runs/..", {"experiment": COPY, "slice": "list_copy"}, "runs: found the name '..'; names may"),
     (f"runs/{COPY}/model", {"a\nb": 1}, f"params.yaml: runs: {COPY}: model: found the key 'a"),
-    ("experiments/a b", {"slice": "list_copy"}, "'a b': names are made of letters"),
+    ("experiments/a b", {"slice": "list_copy"}, "experiments: found the name 'a b'; names"),
     # Runs
     (f"runs/{COPY}/slice", "modular_arithmetic", "@: found 'modular_arithmetic'; allowed is"),
     (f"runs/{COPY}/experiment", "list_copy", "quick.list_copy: missing key"),
@@ -54,11 +55,30 @@ TABLE: list[tuple[str, Any, str]] = [
     (f"runs/{COPY}/modle", {}, "@: unknown key; allowed keys: model, train"),
     (f"runs/{COPY}/model", {"d_head": 3}, f"runs.{COPY}.model: d_head: found 3; allowed with"),
     (f"runs/{COPY}/model", {"d_heads": 3}, f"runs.{COPY}.model.d_heads: unknown key"),
-    (f"runs/{COPY}/variants", {"a/b": {}}, "'a/b': names are made of letters"),
+    (f"runs/{COPY}/variants", {"a/b": {}}, "@: found the name 'a/b'; names may contain letters"),
     (f"runs/{COPY}/variants", {"a": {"depth": 2}}, "variants.a.depth: unknown key"),
     (f"runs/{COPY}/scales", {"papper": {}}, "@.papper: no such scale; there are: quick, paper"),
     (f"runs/{COPY}/scales", {"paper": {"train": {"lr": 0}}}, "@.paper.train.lr: found 0"),
-    (f"runs/{COPY}/publish", 1, "@: found 1; input should be a valid boolean"),
+    (f"runs/{COPY}/final", ABSENT, "@: missing key"),
+    (f"runs/{COPY}/final", 1, "@: found 1; input should be a valid string"),
+    (f"runs/{COPY}/final", f"artifacts/trajectories/{COPY}", "because `released` names the run"),
+    (f"runs/{COPY}/final", f"./reports/weights/{COPY}.safetensors", "@: found './reports/weights"),
+    (f"runs/{CELL}/final", f"reports/weights/{CELL}.safetensors", "`released` does not name"),
+    (
+        f"runs/{CELL}/final",
+        "artifacts/trajectories/list_copy_100",
+        f"trajectories/{CELL}', because",
+    ),
+    ("released", ABSENT, "released: missing key"),
+    ("released", COPY, f"released: found '{COPY}'; allowed is a list of runs"),
+    (
+        "released",
+        [COPY, "list_copy"],
+        "released: found 'list_copy'; allowed: modular_subtraction, ",
+    ),
+    ("released", [COPY, CELL, COPY], f"released: found '{COPY}' 2 times; allowed: once"),
+    ("released", [[COPY]], f"released: found ['{COPY}']; allowed: modular_subtraction, "),
+    ("released", [1], "released: found 1; allowed: modular_subtraction, "),
     # Types
     (f"quick/{COPY}/train/lr", "fast", '@: found "fast"'),
     (f"quick/{COPY}/train/lr", True, "@: found true"),
@@ -90,7 +110,7 @@ TABLE: list[tuple[str, Any, str]] = [
     (f"quick/{MODULAR}/data/modulus", 1, "@: found 1"),
     (f"quick/{MODULAR}/data/modulus", HUGE, "@: found 1000000000"),
     (f"quick/{MODULAR}/data/train_fraction", 1, "@: found 1"),
-    (f"quick/{MODULAR}/data/train_fraction", 1e-9, "train_fraction: found 1e-09; one side is"),
+    (f"quick/{MODULAR}/data/train_fraction", 1e-9, "train_fraction: found 1e-09; allowed are"),
     (f"quick/{MODULAR}/data/operation", "multiply", '@: found "multiply"'),
     (f"quick/{MODULAR}/data/seed", -1, "@: found -1"),
     (f"quick/{MODULAR}/train/batch_size", 64, "@: found 64"),
@@ -286,7 +306,7 @@ def test_whatever_stands_somewhere_is_valid_or_named(data: st.DataObject) -> Non
 @settings(max_examples=100, deadline=None)
 @given(params=st.dictionaries(st.text(max_size=8), ANYTHING, max_size=4))
 def test_any_mapping_is_refused_in_one_line(params: dict[str, Any]) -> None:
-    for name in ("scale", "experiments", "runs"):
+    for name in ("scale", "experiments", "runs", "released"):
         params.setdefault(name, PARAMS[name])
     with pytest.raises(InputError) as caught:
         validate(params)

@@ -18,6 +18,7 @@ from toycircuits.commands import compare as comparison
 from toycircuits.commands import doctor
 from toycircuits.commands.compare import Side
 from toycircuits.core.config import InputError
+from toycircuits.revisions import Files
 
 SOURCE = {"PYTHONPATH": str(ROOT / "src")}
 CALL = "from toycircuits.cli import run; run()"
@@ -151,7 +152,7 @@ def test_revisions_with_aliases_in_their_params_are_compared(
     """`check` refuses aliases, but revisions from before that are still in git."""
     params = tmp_path / "params.yaml"
     params.write_text("runs: {}\nexperiments: {}\nquick: &a {lr: 1}\npaper: *a\n")
-    monkeypatch.setattr(comparison.Files, "get", lambda _, path: params if path.suffix else None)
+    monkeypatch.setattr(Files, "get", lambda _, path: params)
     (old, _) = comparison.sides(ROOT, ("HEAD~1", "HEAD"))
     assert (old.params["quick.lr"], old.params["paper.lr"]) == (1, 1)
     params.write_text("- 1\n")
@@ -243,7 +244,7 @@ def test_doctor_looks_at_this_machine() -> None:
     assert {finding.what: finding.state for finding in findings}["torch"] == "ok"
     assert [finding for finding in findings if finding.state == "failure"] == []
     assert [
-        finding for finding in findings if finding.state == "warning" and not finding.mend
+        finding for finding in findings if finding.state == "warning" and not finding.advice
     ] == []
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import networkx as nx
 from rich.table import Table
 
 from toycircuits.commands.dvc_repo import open_repo
@@ -88,13 +87,25 @@ class Stages:
             raise InputError(f"{path.name}: the cost depends on what you edit in it; {hint}")
         if any(_overlap(path, output) for output in self._writes):
             raise InputError(f"{path}: stages write there; give a path of code, claims or records")
-        readers = {s for s, inputs in self._reads.items() if any(_overlap(path, i) for i in inputs)}
-        stale = readers.union(*(nx.ancestors(self._graph, stage) for stage in readers))
-        names = frozenset(stage.addressing for stage in stale)
+        readers = [s for s, inputs in self._reads.items() if any(_overlap(path, i) for i in inputs)]
+        stale = self._with_followers(readers)
+        names = frozenset(map(_name, stale))
         times = [self._records.get(name, {}).get("processor_seconds") for name in names]
         known = [float(seconds) for seconds in times if seconds is not None]
-        reader_names = frozenset(stage.addressing for stage in readers)
-        return Cost(reader_names, names, sum(known), len(times) - len(known))
+        untimed = len(times) - len(known)
+        return Cost(frozenset(map(_name, readers)), names, sum(known), untimed)
+
+    def _with_followers(self, stages: list[Stage]) -> list[Stage]:
+        """`stages` and all stages that need them, directly or through others."""
+        from dvc.repo.graph import get_subgraph_of_nodes  # here, because DVC loads slowly
+
+        # Of no stages, DVC returns all.
+        return [*get_subgraph_of_nodes(self._graph, stages, downstream=True)] if stages else []
+
+
+def _name(stage: Stage) -> str:
+    """The name of a stage in dvc.yaml; a file of `dvc add` has no name, but an address."""
+    return str(getattr(stage, "name", None) or stage.addressing)
 
 
 def _overlap(a: Path, b: Path) -> bool:

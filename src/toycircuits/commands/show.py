@@ -126,9 +126,8 @@ def _claims_about(experiment: str, run: str | None, ids: "pd.Series[str]") -> li
     cards = {claim.id: claim for claim in read_card(paths.claims_file(experiment)).claims}
     about = []
     for claim in ids:
-        runs = cards[claim].measured.where.get("run") if claim in cards else None
-        runs = runs if isinstance(runs, list) else [runs]
-        if run is None or runs == [None] or run in runs:
+        named = cards[claim].measured.where.get("run") if claim in cards else None
+        if run is None or named is None or run in (named if isinstance(named, list) else [named]):
             about.append(claim)
     return about
 
