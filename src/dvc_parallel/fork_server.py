@@ -41,7 +41,8 @@ def main(control: socket.socket, settings: dict[str, list[str]]) -> None:
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in FOR_THE_COMMANDS}
     _import(**settings)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes forks that have ended
-    control.send(READY)
+    with contextlib.suppress(OSError):  # the other side has ended, which `_serve` notices
+        control.send(READY)
     order = _serve(control)
     for number, handler in handlers.items():
         signal.signal(number, handler)

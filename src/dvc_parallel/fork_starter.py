@@ -1,6 +1,10 @@
 """Start Python commands in forks of a server that has imported their libraries (on Linux).
 
 Each stage of a pipeline imports the same large libraries, which often takes longer than its work.
+
+The fork server of `multiprocessing` does not fit, because its processes are parts of their parent's
+program. They get its `sys.path` and import its code. They end without the cleanup of an interpreter
+that ends. The time of a killed process is lost, and exit code 255 may also mean a lost server.
 """
 
 import contextlib
