@@ -10,8 +10,6 @@ DASHES = ("solid", "dash", "dot", "dashdot")  # a second means where colours are
 SEQUENTIAL = "Viridis"
 DIVERGING = "RdBu"
 WIDTH, HEIGHT, SCALE = 760, 440, 2  # pixels of a static picture, and their multiplier
-WIDTH, HEIGHT, SCALE = 760, 440, 2  # pixels of a static picture, and their multiplier
-WIDTH, HEIGHT, SCALE = 760, 440, 2  # pixels of a static picture, and their multiplier
 AXIS = {
     "showline": True,
     "linecolor": "#444444",
