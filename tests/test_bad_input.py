@@ -263,11 +263,11 @@ def test_bytes_that_are_no_text_are_refused(project: Path) -> None:
 def places(values: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Path of every value in nested mappings and lists."""
     inner = values.items() if isinstance(values, dict) else enumerate(values)
-    found = [at] if at else []
+    paths = [at] if at else []
     for name, value in inner:
         nested = isinstance(value, dict | list)
-        found += places(value, (*at, name)) if nested else [(*at, name)]
-    return found
+        paths += places(value, (*at, name)) if nested else [(*at, name)]
+    return paths
 
 
 SCALARS = st.one_of(
@@ -287,7 +287,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_whatever_stands_somewhere_is_valid_or_named(data: st.DataObject) -> None:
+def test_any_value_anywhere_is_valid_or_named_in_one_line(data: st.DataObject) -> None:
     params = copy.deepcopy(PARAMS)
     for _ in range(data.draw(st.integers(1, 3), label="changes")):
         *parents, last = data.draw(st.sampled_from(places(params)), label="at")
@@ -295,12 +295,12 @@ def test_whatever_stands_somewhere_is_valid_or_named(data: st.DataObject) -> Non
         for name in parents:
             place = place[name]
         place[last] = data.draw(ANYTHING, label="value")
-    said = None
+    message = None
     try:
         validate(params)
     except InputError as error:
-        said = str(error)
-    assert said is None or (": " in said and "\n" not in said)
+        message = str(error)
+    assert message is None or (": " in message and "\n" not in message)
 
 
 @settings(max_examples=100, deadline=None)

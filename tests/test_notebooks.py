@@ -1,4 +1,4 @@
-"""Notebooks run, from beginning to end, and stand in git without outputs."""
+"""Notebooks run from beginning to end, and git carries them without outputs."""
 
 from pathlib import Path
 

@@ -91,7 +91,7 @@ def test_the_legend_of_a_narrow_figure_is_below() -> None:
     assert wide.layout.legend.orientation is None
 
 
-def test_crowded_panels_are_told() -> None:
+def test_crowded_panels_are_noticed() -> None:
     many = px.line(x=[1, 2] * 8, y=[1, 2] * 8, facet_col=[i // 2 for i in range(16)])
     assert print_figures.crowded(print_figures.fit(many, 3.25, title=False))
     assert not print_figures.crowded(print_figures.fit(scatter(), 3.25, title=False))

@@ -1,14 +1,13 @@
-"""The models that git carries, as `load_run` gives them."""
+"""`load_run` loads the models that git carries."""
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from project import Project
 
 from toycircuits import load_run
-from toycircuits.core.config import InputError, read_params
+from toycircuits.core.config import InputError, find_run, read_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = read_params(ROOT / "params.yaml")
@@ -17,19 +16,20 @@ RELEASED = PARAMS["released"]
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_first_seed_comes_first(name: str) -> None:
-    """The first of the settings, not by its letters: seed 1000 is before seed 999 by these."""
-    entry: dict[str, Any] = PARAMS["runs"][name]
-    own = PARAMS[PARAMS["scale"]][entry["experiment"]]["train"] | entry.get("train", {})
-    assert load_run(name, root=ROOT).settings["weight_seed"] == own["weight_seeds"][0]
+    """Settings decide which seed is first. By name, "seed1000" would come before "seed999"."""
+    train = find_run(PARAMS, name).values("train")[0]
+    assert load_run(name, root=ROOT).settings["weight_seed"] == train["weight_seeds"][0]
 
 
 def test_another_model_is_named() -> None:
     run = load_run("modular_subtraction", model="seed1001", root=ROOT)
     assert run.settings["weight_seed"] == 1001
-    message = "no model 'seed7'; there are: seed999, seed1000, seed1001"
+    message = "has no model 'seed7'; it has: seed999, seed1000, seed1001"
     with pytest.raises(InputError, match=message):
         load_run("modular_subtraction", model="seed7", root=ROOT)
-    with pytest.raises(InputError, match=r"have none\); there are: linear_regression_h1, "):
+    with pytest.raises(
+        InputError, match="no released weights; runs with them: linear_regression_h1, "
+    ):
         load_run("modular", root=ROOT)
 
 
@@ -50,8 +50,8 @@ def test_outside_the_project_the_root_is_needed(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy with two commits: after the first one the data is other data."""
-    copy = Project(tmp_path_factory.mktemp("published") / "project", ["list_copy_10"], scm=True)
+    """A copy with two commits, whose data have different seeds."""
+    copy = Project(tmp_path_factory.mktemp("released") / "project", ["list_copy_10"], scm=True)
     for seed in (0, 1):
         params = copy.read_params()
         params["quick"]["list_copy_10"]["data"]["seed"] = seed
@@ -76,7 +76,9 @@ def test_steps_and_revisions(project: Project) -> None:
         assert not steps[0].model.embed.W_E.equal(steps[1].model.embed.W_E)
     with pytest.raises(InputError, match="no checkpoint of step 19; the nearest: 10, 20, 30"):
         load_run("list_copy_10", 19, root=root)
-    with pytest.raises(InputError, match="rev: found 'HEAD~9'; no revision or experiment of"):
+    with pytest.raises(
+        InputError, match="rev: found 'HEAD~9'; allowed: a git revision or the name of"
+    ):
         load_run("list_copy_10", rev="HEAD~9", root=root)
 
 

@@ -93,8 +93,9 @@ def validate_claims(params: Mapping[str, Any], folder: Path) -> None:
             raise InputError(f"{path}: missing; every experiment has a file of claims")
         for claim in read_card(path).claims:
             if strays := set(claim.scales) - set(scales(params)):
-                found = f"{path}: {claim.id}.scales: found {min(strays)!r}"
-                raise InputError(f"{found}; allowed: {_list(scales(params))}")
+                place = f"{path}: {claim.id}.scales"
+                allowed = _list(scales(params))
+                raise InputError(f"{place}: found {min(strays)!r}; allowed: {allowed}")
 
 
 def _list(names: Iterable[str]) -> str:
