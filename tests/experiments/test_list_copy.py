@@ -11,16 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from toycircuits import config
 from toycircuits.core.checkpoints import write_tensors
-from toycircuits.core.config import InputError
+from toycircuits.core.config import InputError, Settings
 from toycircuits.core.interventions import ablated
 from toycircuits.core.optimizer import Optimizer
 from toycircuits.core.training import Objective
 from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.list_copy import ablations, model, task
-from toycircuits.experiments.list_copy.figures import draw as figures
-from toycircuits.experiments.list_copy.metrics import measure as metrics
+from toycircuits.experiments.list_copy.figures import curves, patterns
+from toycircuits.experiments.list_copy.figures.draw import RenderSettings, draw
+from toycircuits.experiments.list_copy.metrics.activations import activations
+from toycircuits.experiments.list_copy.metrics.attention import pattern_table
+from toycircuits.experiments.list_copy.metrics.measure import (
+    MeasureSettings,
+    measure,
+    training_start,
+)
+from toycircuits.experiments.list_copy.metrics.separator import ProbeSettings, pca_tables, probe
 
 DATA = {"layout": "next_token", "n_symbols": 4, "n_lists": 60, "n_sampled": 8, "seed": 0}
 MODEL = {"n_layers": 2, "n_heads": 1, "d_model": 8, "d_head": 8, "normalization": "LN"}
@@ -140,10 +147,10 @@ def test_last_partial_batch_is_kept(data: dict[str, Tensor], settings: task.Data
         stream = task.batches(data, settings, train, torch.Generator().manual_seed(0))
         assert [len(stream.next()["inputs"]) for _ in sizes] == sizes
         assert stream.per_epoch == len(sizes)
-        told = metrics.training_start(data, settings, train).groupby("item")["value"].agg(list)
-        assert told["batches_per_epoch"] == [len(sizes)]
-        assert told["unseen_lists"][:2] == [60, 0 if not drop_last else 10]
-        assert told["held_out_lists"] == [0]
+        start = training_start(data, settings, train).groupby("item")["value"].agg(list)
+        assert start["batches_per_epoch"] == [len(sizes)]
+        assert start["unseen_lists"][:2] == [60, 0 if not drop_last else 10]
+        assert start["held_out_lists"] == [0]
 
 
 @pytest.mark.parametrize(
@@ -158,14 +165,14 @@ def test_last_partial_batch_is_kept(data: dict[str, Tensor], settings: task.Data
         (task.TrainSettings, TRAIN, {"batch_size": None}),
         (model.ModelSettings, MODEL, {"d_head": 4}),
         (model.ModelSettings, MODEL, {"n_heads": 0}),
-        (metrics.MeasureSettings, {"sample": [1, 2], "probe": PROBE}, {"sample": [1]}),
-        (metrics.ProbeSettings, PROBE, {"folds": 1}),
+        (MeasureSettings, {"sample": [1, 2], "probe": PROBE}, {"sample": [1]}),
+        (ProbeSettings, PROBE, {"folds": 1}),
         (ablations.AblateSettings, {"sample": [1, 2], "mean_lists": 5}, {"mean_lists": 0}),
-        (figures.RenderSettings, {"published_accuracy": None}, {"published_accuracy": []}),
+        (RenderSettings, {"published_accuracy": None}, {"published_accuracy": []}),
     ],
 )
 def test_bad_settings_are_named_in_one_line(
-    cls: type[config.Settings], values: dict[str, Any], change: dict[str, Any]
+    cls: type[Settings], values: dict[str, Any], change: dict[str, Any]
 ) -> None:
     cls.parse(values, "section")
     with pytest.raises(InputError, match=next(iter(change))) as caught:
@@ -199,9 +206,9 @@ def test_outputs_learn_of_the_list_through_the_separator_only(
     changed = data["all_inputs"].clone()
     changed[:, :2] = (changed[:, :2] + 1) % 4
     assert not torch.allclose(made(changed)[:, 4], logits[:, 4])
-    blind = torch.zeros_like(logits[:1, 0, :1])
+    nothing = torch.zeros_like(logits[:1, 0, :1])
     for layer in range(2):  # now SEP is cut off, too
-        made.get_submodule(f"blocks.{layer}.attn.hook_v").add_hook(lambda v, hook: v * blind)
+        made.get_submodule(f"blocks.{layer}.attn.hook_v").add_hook(lambda v, hook: v * nothing)
     assert torch.allclose(made(changed)[:, 4], made(data["all_inputs"])[:, 4])
 
 
@@ -249,8 +256,8 @@ def test_ablation_table(
     assert none.loc["all lists", "loss"] == pytest.approx(values["loss"], abs=1e-6)
     assert none.loc["all lists", "accuracy"] == values["accuracy"]
     row = task.list_row((2, 1), settings, "sample")
-    one = {name: data[f"all_{name}"][row : row + 1] for name in ("inputs", "targets")}
-    assert none.loc["(2, 1)", "loss"] == pytest.approx(task.loss(made, one).item(), abs=1e-6)
+    sample = {name: data[f"all_{name}"][row : row + 1] for name in ("inputs", "targets")}
+    assert none.loc["(2, 1)", "loss"] == pytest.approx(task.loss(made, sample).item(), abs=1e-6)
     parts = table.filter(like="loss_at_")
     assert list(parts) == ["loss_at_d1", "loss_at_d2", "loss_at_SEP", "loss_at_o1"]
     assert np.allclose(parts.mean(axis=1), table["loss"])
@@ -279,9 +286,10 @@ def test_constant_patterns_are_their_mean(
 
 def test_uniform_pattern_by_hand(data: dict[str, Tensor], settings: task.DataSettings) -> None:
     made = randomise_biases(make_model(settings))
-    uniform = next(one for columns, one in ablations.plan(2, 1) if columns["method"] == "uniform")
+    plan = ablations.plan(2, 1)
+    uniform = next(step for columns, step in plan if columns["method"] == "uniform")
     with torch.no_grad(), ablated(made, uniform):
-        acts = metrics.activations(made, data["all_inputs"])
+        acts = activations(made, data["all_inputs"])
     allowed = torch.tensor(made.settings.allowed).float()
     expected = allowed / allowed.sum(1, keepdim=True)
     assert torch.allclose(acts["blocks.0.attn.hook_pattern"][:, 0], expected.expand(16, -1, -1))
@@ -303,17 +311,17 @@ def test_probe_finds_what_was_planted_and_only_that(
     planted: tuple[np.ndarray, np.ndarray],
 ) -> None:
     vectors, lists = planted
-    settings = metrics.ProbeSettings.parse(PROBE | {"folds": 10}, "probe")
-    assert metrics.probe(vectors, lists, 0, settings) == 1
-    assert metrics.probe(vectors, lists, 1, settings) < 0.3
-    assert metrics.probe(vectors, lists, 0, settings, shuffled=True) < 0.3
+    settings = ProbeSettings.parse(PROBE | {"folds": 10}, "probe")
+    assert probe(vectors, lists, 0, settings) == 1
+    assert probe(vectors, lists, 1, settings) < 0.3
+    assert probe(vectors, lists, 0, settings, shuffled=True) < 0.3
 
 
 def test_pca_of_a_planted_plane() -> None:
     lists = task.all_lists(4).numpy()
     frame = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 2)))[0].T
     vectors = lists @ (frame * np.array([[3.0], [1.0]]))
-    tables = metrics.pca_tables({"trained": vectors, "untrained": np.eye(16)[:, :8]}, lists)
+    tables = pca_tables({"trained": vectors, "untrained": np.eye(16)[:, :8]}, lists)
     share = tables["pca_variance"]["trained"].to_numpy()
     assert share[:3] == pytest.approx([0.9, 0.1, 0])
     points = tables["pca"]
@@ -325,13 +333,13 @@ def test_pca_of_a_planted_plane() -> None:
 def test_patterns_by_cell(data: dict[str, Tensor], settings: task.DataSettings) -> None:
     made = randomise_biases(make_model(settings))
     inputs = data["all_inputs"]
-    table = metrics.pattern_table(made, {"(2, 1)": inputs[9:10], "all lists": inputs})
+    table = pattern_table(made, {"(2, 1)": inputs[9:10], "all lists": inputs})
     assert len(table) == 2 * 2 * 25
-    for _, part in table.groupby(["subset", "layer"]):
-        cells = part["weight"].to_numpy().reshape(5, 5)
+    for _, pattern in table.groupby(["subset", "layer"]):
+        cells = pattern["weight"].to_numpy().reshape(5, 5)
         assert (~np.isnan(cells)).tolist() == made.settings.allowed
         assert np.nansum(cells, axis=1) == pytest.approx(np.ones(5))
-    cache = metrics.activations(made, data["all_inputs"])
+    cache = activations(made, data["all_inputs"])
     weight = cache["blocks.1.attn.hook_pattern"][9, 0, 2, 1].item()
     cell = table.query("subset == '(2, 1)' and layer == 1 and query == 'SEP' and key == 'd2'")
     assert cell["weight"].item() == pytest.approx(weight)
@@ -344,21 +352,22 @@ def test_patterns_by_cell(data: dict[str, Tensor], settings: task.DataSettings) 
 def tables() -> dict[str, pd.DataFrame]:
     settings = task.DataSettings.parse(DATA, "data")
     data = task.generate(settings, torch.Generator().manual_seed(0))
-    measure = metrics.MeasureSettings.parse({"sample": [2, 1], "probe": PROBE}, "measure")
-    ablate = ablations.AblateSettings.parse({"sample": [2, 1], "mean_lists": 50}, "ablate")
+    to_measure = MeasureSettings.parse({"sample": [2, 1], "probe": PROBE}, "measure")
+    to_ablate = ablations.AblateSettings.parse({"sample": [2, 1], "mean_lists": 50}, "ablate")
     made, start = make_model(settings), make_model(settings, seed=1)
     final = {name: value.clone() for name, value in made.state_dict().items()}
     states = [(0, start.state_dict()), (7, final)]
-    found, values = metrics.measure(made, states, data, settings, measure)
+    made_tables, values = measure(made, states, data, settings, to_measure)
     assert all(torch.equal(final[name], now) for name, now in made.state_dict().items())
     assert all(isinstance(value, float) for value in values.values())
     with torch.no_grad():
-        logs = [task.evaluate(one, data) for one in (start, made)]
+        logs = [task.evaluate(network, data) for network in (start, made)]
     log = [{"step": 7 * i, "train_loss": row["loss"], **row} for i, row in enumerate(logs)]
-    found["training"] = pd.DataFrame(log)
-    found["ablations"] = ablations.ablate(made, data, settings, ablate)
+    made_tables["training"] = pd.DataFrame(log)
+    made_tables["ablations"] = ablations.ablate(made, data, settings, to_ablate)
     return {
-        name: pd.concat([label(table, seed) for seed in (0, 1)]) for name, table in found.items()
+        name: pd.concat([label(table, seed) for seed in (0, 1)])
+        for name, table in made_tables.items()
     }
 
 
@@ -376,8 +385,8 @@ def test_measure_compares_with_the_first_checkpoint(tables: dict[str, pd.DataFra
 
 
 def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
-    settings = figures.RenderSettings.parse({"published_accuracy": [0.1, 0.9]}, "render")
-    drawn = figures.draw(tables, settings)
+    settings = RenderSettings.parse({"published_accuracy": [0.1, 0.9]}, "render")
+    drawn = draw(tables, settings)
     expected = ["loss", "accuracy", "attention_sample", "attention_mean", "ablations", "probes"]
     expected += ["ablation_positions", "explained_variance", "pca_sum", "pca_d1", "pca_d2"]
     assert sorted(drawn) == sorted(expected)
@@ -389,13 +398,12 @@ def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
     published = drawn["accuracy"].data[-1]
     assert published.name == "published"
     assert list(published.x) == [3.5, 7]
-    none = figures.RenderSettings.parse({"published_accuracy": None}, "render")
-    assert len(figures.accuracy(tables["training"], none).data) == 4
+    assert len(curves.accuracy(tables["training"], published=None).data) == 4
     assert drawn["loss"].layout.shapes[0].y0 == pytest.approx(math.log(4) / 4)
 
 
 def test_attention_picture_shows_the_numbers(tables: dict[str, pd.DataFrame]) -> None:
-    figure = figures.attention(tables["patterns"], "all lists")
+    figure = patterns.attention(tables["patterns"], "all lists")
     first = tables["patterns"].query("seed == 0 and subset == 'all lists' and layer == 1")
     shown = np.array(figure.data[1].z, dtype=float)
     assert np.array_equal(shown.flatten(), first["weight"].to_numpy(), equal_nan=True)

@@ -15,8 +15,21 @@ from torch import Tensor
 from toycircuits.core.config import InputError, find_run, read_params
 from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.list_copy import ablations, model, task
-from toycircuits.experiments.list_copy.figures import draw as figures
-from toycircuits.experiments.list_copy.metrics import measure as metrics
+from toycircuits.experiments.list_copy.figures.cells import FREEZING
+from toycircuits.experiments.list_copy.figures.draw import RenderSettings, draw, summarise
+from toycircuits.experiments.list_copy.figures.grid import cell_text
+from toycircuits.experiments.list_copy.metrics.activations import activations
+from toycircuits.experiments.list_copy.metrics.attention import (
+    leaked_attention,
+    pattern_ranges,
+    patterns_of,
+)
+from toycircuits.experiments.list_copy.metrics.copies import architecture_table
+from toycircuits.experiments.list_copy.metrics.measure import (
+    MeasureSettings,
+    measure,
+    training_start,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = {"layout": "in_place", "n_symbols": 5, "train_fraction": 0.6, "seed": 0}
@@ -49,7 +62,7 @@ def make_model(settings: task.DataSettings, seed: int = 0, **changes: Any) -> Tr
     return model.build(shape, settings, torch.Generator().manual_seed(seed))
 
 
-# Provenance: what the original study printed
+# The start of a training, as the original study printed it
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +80,18 @@ def test_first_training_lists_and_sizes(
     assert (len(data["inputs"]), len(data["validation"])) == (8000, 2000)
 
 
-def test_provenance_tells_what_the_batches_leave_out(
+def test_training_start_counts_the_lists_that_batches_leave_out(
     published: tuple[task.DataSettings, dict[str, Tensor]],
 ) -> None:
     settings, data = published
     unseen = {}
     for reshuffle in (False, True):
         train = task.TrainSettings.parse(TRAIN | {"reshuffle": reshuffle}, "train")
-        told = metrics.training_start(data, settings, train).groupby("item")["value"].agg(list)
-        assert told["first_lists"] == [60, 44, 28, 90, 93, 99, 19, 17, 49, 19]
-        assert (told["training_lists"], told["held_out_lists"]) == ([8000], [2000])
-        assert told["batches_per_epoch"] == [62]
-        unseen[reshuffle] = told["unseen_lists"]
+        start = training_start(data, settings, train).groupby("item")["value"].agg(list)
+        assert start["first_lists"] == [60, 44, 28, 90, 93, 99, 19, 17, 49, 19]
+        assert (start["training_lists"], start["held_out_lists"]) == ([8000], [2000])
+        assert start["batches_per_epoch"] == [62]
+        unseen[reshuffle] = start["unseen_lists"]
     assert unseen[False] == [8000, *[64] * 10]  # 8,000 less 62 batches of 128
     assert unseen[True][:2] == [8000, 64]
     assert 64 > unseen[True][2] >= unseen[True][10] == 0
@@ -87,7 +100,7 @@ def test_provenance_tells_what_the_batches_leave_out(
 def test_parameters_of_the_main_run(
     published: tuple[task.DataSettings, dict[str, Tensor]],
 ) -> None:
-    row = metrics.architecture_table(make_model(published[0])).iloc[0]
+    row = architecture_table(make_model(published[0])).iloc[0]
     assert (row["parameters"], row["trainable"]) == (2621, 2040)
 
 
@@ -134,7 +147,7 @@ def test_lists_are_split_not_drawn() -> None:
 
 def test_the_mask_as_drawn() -> None:
     settings, data = make_data()
-    cache = metrics.activations(make_model(settings), data["all_inputs"])
+    cache = activations(make_model(settings), data["all_inputs"])
     drawn = ["1....", "1....", "11...", "..1..", "..11."]
     for layer in range(3):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
@@ -202,20 +215,20 @@ def test_ranges_and_leaks_are_found_where_they_are() -> None:
     allowed = [[cell == "1" for cell in row] for row in model.MASKS["in_place"]]
     uniform = np.array(allowed) / np.sum(allowed, axis=1, keepdims=True)
     patterns = np.tile(uniform, (3, 10, 1, 1, 1))
-    constant = metrics.pattern_ranges(patterns, allowed)
+    constant = pattern_ranges(patterns, allowed)
     # The others have a single key, and nobody reads the last layer's SEP.
     read = {(0, "SEP"), (0, "o2"), (1, "SEP"), (1, "o2"), (2, "o2")}
     assert set(zip(constant["layer"], constant["query"], strict=True)) == read
     assert len(constant) == 5 * 2
     assert (constant["max"] == constant["min"]).all()
-    assert metrics.leaked_attention(patterns) == 0
+    assert leaked_attention(patterns) == 0
     patterns[1, 3, 0, 2, :2] = 0.9, 0.1
     patterns[0, 7, 0, 4, 1] = 0.25
-    ranges = metrics.pattern_ranges(patterns, allowed)
+    ranges = pattern_ranges(patterns, allowed)
     moved = ranges[ranges["max"] - ranges["min"] > 1e-9]
     cells = moved[["layer", "query", "key", "max"]].to_numpy().tolist()
     assert cells == [[1, "SEP", "d1", 0.9], [1, "SEP", "d2", 0.5]]
-    assert metrics.leaked_attention(patterns) == 0.25
+    assert leaked_attention(patterns) == 0.25
 
 
 def test_mean_patterns_are_those_of_the_validation_lists() -> None:
@@ -233,7 +246,7 @@ def test_mean_patterns_are_those_of_the_validation_lists() -> None:
         assert validation.loc[("none", "none"), name] == pytest.approx(values[name], abs=1e-6)
     means = {
         f"blocks.{layer}.attn.hook_pattern": pattern.mean(0)
-        for layer, pattern in enumerate(metrics.patterns_of(made, lists["inputs"]))
+        for layer, pattern in enumerate(patterns_of(made, lists["inputs"]))
     }
 
     def replaced(pattern: Tensor, hook: Any) -> Tensor:
@@ -253,12 +266,12 @@ def test_mean_patterns_are_those_of_the_validation_lists() -> None:
 def tables() -> dict[str, pd.DataFrame]:
     """Two runs without variants, two of four cells, and one more; two seeds each, untrained."""
     settings, data = make_data()
-    measure = metrics.MeasureSettings.parse({"sample": [2, 1], "probe": None}, "measure")
-    ablate = ablations.AblateSettings.parse(ABLATE, "ablate")
+    to_measure = MeasureSettings.parse({"sample": [2, 1], "probe": None}, "measure")
+    to_ablate = ablations.AblateSettings.parse(ABLATE, "ablate")
     frozen: dict[str, Any] = {"freeze_W_V": True, "freeze_W_O": True}
     cases: list[tuple[str, str, dict[str, Any]]] = [("e", "", frozen), ("e_reshuffle", "", frozen)]
     for n_layers in (2, 3):
-        for value, output in figures.FREEZING:
+        for value, output in FREEZING:
             shape = {"n_layers": n_layers, "freeze_W_V": value, "freeze_W_O": output}
             cases.append((f"e_{n_layers}l", f"{value}-{output}", shape))
     shapes = {"no_LN": frozen | {"n_layers": 2}, "LN": frozen | {"n_layers": 2}}
@@ -268,35 +281,35 @@ def tables() -> dict[str, pd.DataFrame]:
     for run, variant, shape in cases:
         for seed in (0, 1):
             made = make_model(settings, seed, **shape)
-            found, values = metrics.measure(made, [], data, settings, measure)
+            made_tables, values = measure(made, [], data, settings, to_measure)
             assert values["leaked_attention"] == 0
             assert values["pattern_range_layer0"] > 0
-            found["ablations"] = ablations.ablate(made, data, settings, ablate)
+            made_tables["ablations"] = ablations.ablate(made, data, settings, to_ablate)
             solved = {"accuracy": 1.0} if made.settings.n_layers == 3 and not seed else {}
             with torch.no_grad():
                 log = [{"step": step, **task.evaluate(made, data)} for step in (0, 100)]
             log[-1] |= solved
-            found["training"] = pd.DataFrame(log).assign(train_loss=1.0)
-            for name, table in found.items():
+            made_tables["training"] = pd.DataFrame(log).assign(train_loss=1.0)
+            for name, table in made_tables.items():
                 labels = {"run": run, "variant": variant, "seed": seed}
                 parts.setdefault(name, []).append(table.assign(**labels))
     return {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}
 
 
-def render_settings(**changes: Any) -> figures.RenderSettings:
+def render_settings(**changes: Any) -> RenderSettings:
     known = {
         "published_accuracy": {"e_2l": [0.1, 0.2, 0.3, 0.4]},
         "published_steps": {"e_3l": [[100, 200], [100, 200], [100, 200], [3300, 3300]]},
     }
     grid = GRID | known | changes
-    return figures.RenderSettings.parse({"published_accuracy": None, "grid": grid}, "render")
+    return RenderSettings.parse({"published_accuracy": None, "grid": grid}, "render")
 
 
 def test_grid_table_puts_published_values_beside_their_cell(
     tables: dict[str, pd.DataFrame],
 ) -> None:
-    compared = figures.summarise(tables, render_settings())
-    grid = compared["grid"]
+    summaries = summarise(tables, render_settings())
+    grid = summaries["grid"]
     assert list(grid["run"]) == ["e_2l"] * 4 + ["e_3l"] * 4
     assert grid["published_accuracy"].tolist()[:4] == [0.1, 0.2, 0.3, 0.4]
     assert grid["published_accuracy"].isna().tolist()[4:] == [True] * 4
@@ -306,9 +319,9 @@ def test_grid_table_puts_published_values_beside_their_cell(
     assert grid["rate"].tolist() == [0] * 4 + [0.5] * 4
     assert grid["step"].tolist()[4:] == [100] * 4
     assert ((grid["rate_low"] <= grid["rate"]) & (grid["rate"] <= grid["rate_high"])).all()
-    assert list(compared["batch_orders"]["run"]) == ["e", "e_reshuffle"]
-    assert len(compared["models"]) == 2 * (2 + 8 + 2)
-    batches = compared["batches"][["norm", "batches", "models"]].to_numpy().tolist()
+    assert list(summaries["batch_orders"]["run"]) == ["e", "e_reshuffle"]
+    assert len(summaries["models"]) == 2 * (2 + 8 + 2)
+    batches = summaries["batches"][["norm", "batches", "models"]].to_numpy().tolist()
     assert batches == [
         ["no LN", "same order", 2],
         ["no LN", "new orders", 2],
@@ -318,7 +331,7 @@ def test_grid_table_puts_published_values_beside_their_cell(
 
 def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
     for settings in (render_settings(), render_settings(published_accuracy={}, published_steps={})):
-        drawn = figures.draw(tables | figures.summarise(tables, settings), settings)
+        drawn = draw(tables | summarise(tables, settings), settings)
         for name, figure in drawn.items():
             assert isinstance(figure, go.Figure)
             assert figure.layout.title.text, name
@@ -338,9 +351,9 @@ def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
 def test_cells_in_words(tables: dict[str, pd.DataFrame]) -> None:
     settings = render_settings()
     assert settings.grid is not None
-    cells = figures.summarise(tables, settings)["grid"].assign(lowest=0.4, highest=0.9, solved=0)
-    text = [figures.cell_text(cell, settings.grid) for _, cell in cells.iterrows()]
+    cells = summarise(tables, settings)["grid"].assign(lowest=0.4, highest=0.9, solved=0)
+    text = [cell_text(cell, settings.grid) for _, cell in cells.iterrows()]
     assert text[0] == "0.400 to 0.900<br><i>0.1000</i>"
     assert text[7] == "0.400 to 0.900<br><i>≥ 0.999, step 3300</i>"
-    solved = figures.cell_text(cells.iloc[4].copy().replace(0, 2), settings.grid)
+    solved = cell_text(cells.iloc[4].copy().replace(0, 2), settings.grid)
     assert solved.startswith("≥ 0.999, step 100<br><i>≥ 0.999, step 100 to 200")

@@ -1,4 +1,4 @@
-"""What copying loses when attention patterns or value vectors are replaced, layer by layer."""
+"""How loss and accuracy change when attention patterns or value vectors are replaced."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ from toycircuits.experiments.list_copy.task import (
     written,
 )
 
-# The name's layer is filled in by `plan`.
+# `plan` fills in the layer ("{}").
 KINDS = (
     Ablation("pattern", "blocks.{}.attn.hook_attn_scores", "uniform"),
     Ablation("pattern", "blocks.{}.attn.hook_pattern", "mean"),
@@ -38,26 +38,27 @@ class AblateSettings(Settings):
     """What to evaluate on.
 
     Attributes:
-        sample: the list reported by itself, beside the mean over the lists that results are over.
-        mean_lists: how many of the training lists the mean patterns are taken over, or null for
-            the lists that results are over.
+        sample: one list that gets rows of its own, beside those of the mean over many lists.
+        mean_lists: number of training lists over which mean patterns are taken; null takes them
+            over the lists that results are over.
     """
 
     sample: tuple[int, int]
     mean_lists: int | None = Field(ge=1)
 
     def check(self, data: DataSettings, train: Any) -> None:
-        """Raise an `InputError` for a sample that is no list, or too few training lists."""
+        """Raise an `InputError` for a sample outside the task, or too few training lists."""
         list_row(self.sample, data, "ablate.sample")
         if self.mean_lists is not None and self.mean_lists > data.n_train:
-            found, allowed = self.mean_lists, data.n_train
-            raise InputError(f"ablate.mean_lists: found {found}; allowed is at most {allowed}")
+            allowed = f"allowed is at most {data.n_train}"
+            raise InputError(f"ablate.mean_lists: found {self.mean_lists}; {allowed}")
 
 
 def plan(n_layers: int, n_heads: int) -> list[Step]:
-    """The ablations to make, each with the columns that name it.
+    """All steps: the ablations to apply at once, with the columns that name them.
 
-    Nothing; then each kind for every head of every layer by itself; then for all of them at once.
+    The first step ablates nothing. Then each kind of `KINDS` ablates every head of every layer by
+    itself, and finally all heads of all layers.
 
     >>> [step[0]["layer"] for step in plan(n_layers=2, n_heads=1)]
     ['none', 0, 1, 'all', 0, 1, 'all', 0, 1, 'all']
@@ -72,22 +73,23 @@ def plan(n_layers: int, n_heads: int) -> list[Step]:
 
 
 def score(model: Transformer, lists: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " list"]]:
-    """Loss and accuracies of each list, and beside them the loss of each prediction that counts.
+    """Loss and accuracies of each list, and the loss of each prediction that counts.
 
-    The loss is that of the whole sequence given; in the layout `next_token`, the accuracy is that
-    of a model that is fed its own predictions.
+    The losses (nats) are those of the given sequence. In the layout `next_token`, the accuracy is
+    that of a model that reads its own predictions.
     """
     inputs, targets = lists["inputs"], lists["targets"]
     scored = scored_positions(targets)
     logits = model(inputs)[:, list(scored)].transpose(1, 2)
     losses = F.cross_entropy(logits, targets, reduction="none").double().unbind(1)
-    positions = {f"loss_at_{POSITIONS[p]}": each for p, each in zip(scored, losses, strict=True)}
-    mean = torch.stack(list(positions.values())).mean(0)
-    return {"loss": mean, **accuracies(written(model, **lists), **lists), **positions}
+    names = [f"loss_at_{POSITIONS[position]}" for position in scored]
+    by_position = dict(zip(names, losses, strict=True))
+    mean = torch.stack(losses).mean(0)
+    return {"loss": mean, **accuracies(written(model, **lists), **lists), **by_position}
 
 
 def reference(data: Mapping[str, Tensor], settings: AblateSettings) -> Int[Tensor, "list pos"]:
-    """Inputs that the mean patterns are taken over."""
+    """Inputs of the lists over which mean patterns are taken."""
     if settings.mean_lists is None:
         return evaluation_lists(data)[1]["inputs"]
     return data["inputs"][: settings.mean_lists]
@@ -99,22 +101,24 @@ def ablate(
     task: DataSettings,
     settings: AblateSettings,
 ) -> pd.DataFrame:
-    """One row an ablation and subset (the sample list, or all that results are over).
+    """One row for each ablation and subset: the sample, or the lists that results are over.
 
-    Beside `loss` (nats, the mean over the predictions) and the accuracies, `loss_at_d1` and so on
-    are the losses of the predictions made at each position.
+    `loss` (nats) is the mean over the predictions; `loss_at_d1` and so on are the losses of the
+    predictions at each position.
     """
     row = list_row(settings.sample, task, "ablate.sample")
     sample = {name: data[f"all_{name}"][row : row + 1] for name in ("inputs", "targets")}
     subsets = dict([(str(settings.sample), sample), evaluation_lists(data)])
     means_over = reference(data, settings)
     steps = plan(model.settings.n_layers, model.settings.n_heads)
-    names = {one.name for _, ablations in steps for one in ablations if one.method == "mean"}
-    means = mean_activations(model, lambda: model(means_over), sorted(names))
+    mean_ablated = {a.name for _, ablations in steps for a in ablations if a.method == "mean"}
+    means = mean_activations(model, lambda: model(means_over), sorted(mean_ablated))
     rows: list[dict[str, str | int | float]] = []
     for columns, ablations in steps:
         with torch.no_grad(), ablated(model, ablations, means):
             for name, lists in subsets.items():
-                values = {key: each.mean().item() for key, each in score(model, lists).items()}
-                rows.append({**columns, "subset": name, **values})
+                scores = {
+                    key: by_list.mean().item() for key, by_list in score(model, lists).items()
+                }
+                rows.append({**columns, "subset": name, **scores})
     return pd.DataFrame(rows)

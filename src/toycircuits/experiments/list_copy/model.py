@@ -9,9 +9,9 @@ from toycircuits.core.config import Settings
 from toycircuits.core.transformer import Transformer, TransformerSettings
 from toycircuits.experiments.list_copy.task import DataSettings
 
-# What each layout's queries may attend to. Rows: query, columns: key.
+# Which keys each query may attend to ("1"), by layout. Rows: queries, columns: keys.
 MASKS = {
-    # Causal, but outputs do not see the numbers: all they learn of the list comes through SEP.
+    # Causal, but o1 and o2 do not see d1 and d2: they learn the list through SEP alone.
     "next_token": (
         # d1 d2 SEP o1 o2
         "1....",  # d1
@@ -20,7 +20,7 @@ MASKS = {
         "..11.",  # o1
         "..111",  # o2
     ),
-    # As above, and no query but the first, which has no other key, attends to itself.
+    # As above, and a query does not attend to itself. Only d1 does: it has no other key.
     "in_place": (
         # d1 d2 SEP o1 o2
         "1....",  # d1
@@ -33,10 +33,10 @@ MASKS = {
 
 
 class ModelSettings(Settings):
-    """Size of the model and what of it is frozen.
+    """Size of the model, and which of its matrices are frozen.
 
     Attributes:
-        freeze_W_V, freeze_W_O: keep the matrix at the identity; both need d_head = d_model.
+        freeze_W_V, freeze_W_O: keep the matrix at the identity, which needs d_head = d_model.
     """
 
     n_layers: int = Field(ge=1, le=64)
@@ -59,7 +59,7 @@ class ModelSettings(Settings):
 
 
 def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:
-    """The model with initial weights drawn from `generator`; its vocabulary: numbers and SEP."""
+    """The model with initial weights from `generator`; its tokens are the numbers and SEP."""
     from_task = {"d_vocab": data.n_symbols + 1, "d_vocab_out": data.n_symbols + 1}
     attention_only = {"d_mlp": None, "act_fn": None, "mask": MASKS[data.layout]}
     shape = settings.model_dump() | from_task | attention_only

@@ -1,23 +1,27 @@
-"""List copying: after `d1 d2 SEP` write the list `d1 d2` again, through the one token SEP.
+"""List copying: after `d1 d2 SEP`, write `d1 d2` again.
+
+The mask lets the outputs see SEP but not the list, so that SEP has to carry the list.
 
 Position   0    1    2    3    4
 Sequence   d1   d2   SEP  o1   o2     where o1 = d1 and o2 = d2
 
-A layout says what the model is given and which predictions count ("." does not):
+A layout says what the model is given and which predictions count ("." does not count).
 
 `next_token`
   inputs   d1   d2   SEP  d1   d2
   targets  d2   SEP  d1   d2   .
 
-Nothing foretells d2 when d1 alone has been read, so that the mean loss of the four predictions
-cannot be less than ln(n_symbols) / 4. Trained on random lists; results are over all lists.
+The model trains on random lists, and results are over all lists. Position 0 sees d1 alone and
+has to predict d2, which is random. The mean loss of the four predictions therefore cannot fall
+below ln(n_symbols) / 4.
 
 `in_place`
   inputs   d1   d2   SEP  SEP  SEP
   targets  .    .    .    d1   d2
 
-Outputs are predicted at their own positions, not shifted, and the loss can be zero. All lists are
-split into those to train on and those to validate on; results are over the latter.
+The model predicts each output at the output's own position, not one position earlier, and the
+loss can reach zero. All lists are split into training and validation lists; results are over the
+validation lists.
 """
 
 import math
@@ -39,6 +43,7 @@ LIST_LENGTH = 2
 SEP = 2  # position of the separator
 OUTPUTS = (3, 4)  # positions of the list's copy
 SCORED = {"next_token": (0, 1, 2, 3), "in_place": OUTPUTS}  # positions of predictions that count
+SIZES = {"next_token": ("n_lists", "n_sampled"), "in_place": ("train_fraction",)}  # of DataSettings
 
 
 class DataSettings(Settings):
@@ -47,9 +52,9 @@ class DataSettings(Settings):
     Attributes:
         layout: what the model is given and which predictions count; see the module's docstring.
         n_symbols: the numbers are 0 .. n_symbols - 1; the separator is the token n_symbols.
-        n_lists: `next_token` only: random lists to train on, repetitions allowed.
-        n_sampled: `next_token` only: random lists on which accuracy is measured beside that on all
-            lists, as in the original study.
+        n_lists: `next_token` only: number of random training lists; lists may repeat.
+        n_sampled: `next_token` only: number of random lists for a second accuracy, as in the
+            original study. The first accuracy is over all lists.
         train_fraction: `in_place` only: share of all lists to train on.
         seed: seed of the random lists, or of the split.
     """
@@ -63,11 +68,11 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        own = {"next_token": {"n_lists", "n_sampled"}, "in_place": {"train_fraction"}}
-        for name in ("n_lists", "n_sampled", "train_fraction"):
-            if (getattr(self, name) is not None) != (name in own[self.layout]):
-                needed = ", ".join(sorted(own[self.layout]))
-                raise ValueError(f"{name}: the layout {self.layout} needs {needed} and no other")
+        needed = SIZES[self.layout]
+        for name in (name for names in SIZES.values() for name in names):
+            if (getattr(self, name) is not None) != (name in needed):
+                allowed = f"the layout {self.layout} needs {', '.join(needed)} and no other"
+                raise ValueError(f"{name}: {allowed}")
         if self.train_fraction is not None and not 0 < self.n_train < self.n_symbols**2:
             raise ValueError(f"train_fraction: found {self.train_fraction}; a part would be empty")
         return self
@@ -82,7 +87,7 @@ class DataSettings(Settings):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that `generate` makes."""
+        """Shape of each tensor that `generate` makes, by name."""
         lists, scored = self.n_symbols**2, len(SCORED[self.layout])
         rows = {"inputs": self.n_train, "all_inputs": lists}
         shapes: dict[str, tuple[int, ...]] = {name: (n, len(POSITIONS)) for name, n in rows.items()}
@@ -93,7 +98,7 @@ class DataSettings(Settings):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What `evaluate` gives."""
+        """Names of the values that `evaluate` returns."""
         if self.layout == "in_place":
             return ("loss", "accuracy", "accuracy_lists")
         return ("loss", "loss_floor", "accuracy", "accuracy_sampled")
@@ -104,7 +109,8 @@ class TrainSettings(train_settings.TrainSettings):
 
     Attributes:
         drop_last: leave out the rows that do not fill a batch.
-        reshuffle: a new order of the rows each epoch, rather than the first one for ever.
+        reshuffle: draw a new order of the rows for each epoch; otherwise all epochs repeat the
+            first order.
     """
 
     batch_size: int = Field(ge=1)
@@ -113,7 +119,7 @@ class TrainSettings(train_settings.TrainSettings):
     reshuffle: bool
 
     def check(self, data: DataSettings, train: Any) -> None:
-        """Raise an `InputError` for batches that the training lists do not fill."""
+        """Raise an `InputError` if `drop_last` leaves no batch, or as the base class does."""
         super().check(data, train)
         if self.drop_last and self.batch_size > data.n_train:
             allowed = f"at most the training lists, {data.n_train}"
@@ -127,7 +133,7 @@ def all_lists(n_symbols: int) -> Int[Tensor, "list 2"]:
 
 
 def sequences(lists: Int[Tensor, "list 2"], settings: DataSettings) -> dict[str, Tensor]:
-    """Inputs [list, pos] of `lists`, and the targets [list, scored] of predictions that count.
+    """Inputs [list, pos] of `lists`, and targets [list, scored] of the predictions that count.
 
     >>> settings = DataSettings(layout="next_token", n_symbols=10, n_lists=1, n_sampled=1, seed=0)
     >>> made = sequences(torch.tensor([[8, 3]]), settings)
@@ -147,12 +153,14 @@ def sequences(lists: Int[Tensor, "list 2"], settings: DataSettings) -> dict[str,
 
 
 def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
-    """Lists to train on, all lists, and which of them results are over.
+    """Training lists, all lists, and the rows of all lists that results need.
 
     Returns:
-        inputs [n_train, pos] and targets [n_train, scored]; all_inputs and all_targets, alike but
-        [n_symbols^2, ...], in lexicographic order; and rows of the latter: for `next_token`,
-        sampled [n_sampled]; for `in_place`, validation [n_symbols^2 - n_train].
+        inputs [n_train, pos], targets [n_train, scored]: the training lists.
+        all_inputs [n_symbols^2, pos], all_targets [n_symbols^2, scored]: all lists, in
+            lexicographic order.
+        sampled [n_sampled] (`next_token`): rows of all lists, drawn with repetitions.
+        validation [n_symbols^2 - n_train] (`in_place`): rows of all lists that are not trained on.
 
     >>> settings = DataSettings(layout="next_token", n_symbols=3, n_lists=50, n_sampled=4, seed=0)
     >>> data = generate(settings, torch.Generator().manual_seed(0))
@@ -179,7 +187,7 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
 
 
 def evaluation_lists(data: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Inputs and targets of the lists that results are over, and what to call them."""
+    """Name of the lists that results are over, and their inputs and targets."""
     everything = {name: data[f"all_{name}"] for name in ("inputs", "targets")}
     if "validation" not in data:
         return "all lists", everything
@@ -187,10 +195,13 @@ def evaluation_lists(data: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]
 
 
 def list_row(numbers: Sequence[int], settings: DataSettings, key: str) -> int:
-    """Row of the list `numbers`, which stands at `key` of the params, among all lists.
+    """Row of the list `numbers` among all lists.
+
+    Args:
+        key: where `numbers` comes from in params.yaml, for the error message.
 
     Raises:
-        InputError: a number is not one of the task's.
+        InputError: a number is below 0, or n_symbols or more.
     """
     if not all(0 <= number < settings.n_symbols for number in numbers):
         allowed = f"numbers from 0 to {settings.n_symbols - 1}"
@@ -210,7 +221,9 @@ def batches(
 
 
 def scored_positions(targets: Int[Tensor, "list scored"]) -> tuple[int, ...]:
-    """Positions of the predictions that these are the targets of; a layout tells by their number.
+    """Positions of the predictions that have these targets.
+
+    Layouts differ in the number of their targets, so that this number names the layout.
 
     >>> scored_positions(torch.tensor([[8, 3]]))
     (3, 4)
@@ -226,10 +239,11 @@ def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
 
 
 def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2"]:
-    """Greedy continuation of the first three tokens by two: each prediction is fed back.
+    """Greedy continuation of `d1 d2 SEP` by two tokens; each prediction becomes the next input.
 
-    The positions not yet written hold the separator; no earlier query may attend to them. Every
-    row is computed, so that an intervention sees each activation in its usual shape.
+    Positions that are not written yet hold the separator, and the mask hides them from all earlier
+    queries. The model computes every row, so that an intervention sees each activation in its
+    usual shape.
     """
     tokens = inputs.clone()
     tokens[:, SEP + 1 :] = inputs[:, SEP : SEP + 1]
@@ -241,7 +255,7 @@ def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2
 def written(
     model: Any, inputs: Int[Tensor, "list pos"], targets: Int[Tensor, "list scored"]
 ) -> Int[Tensor, "list 2"]:
-    """The copy that the model writes of each list, as the layout of the targets has it written."""
+    """The model's copy of each list: `complete` in `next_token`, one forward pass in `in_place`."""
     if scored_positions(targets) != OUTPUTS:
         return complete(model, inputs)
     return model(inputs)[:, list(OUTPUTS)].argmax(-1)
@@ -252,11 +266,11 @@ def accuracies(
     inputs: Int[Tensor, "list pos"],
     targets: Int[Tensor, "list scored"],
 ) -> dict[str, Float[Tensor, " list"]]:
-    """What of each list is copied, under the names that tables and the training log use.
+    """How well each list is copied, by name of the column in tables and training log.
 
-    `accuracy` is what the original studies called so: in the layout `next_token` whether the list
-    is matched exactly, in `in_place` the share of its numbers that are right; there the exact
-    matches are `accuracy_lists`.
+    `accuracy` means what it meant in the original study of the layout. In `next_token` it says
+    whether the whole list is right. In `in_place` it is the share of right numbers, and
+    `accuracy_lists` says whether the whole list is right.
     """
     right = (outputs == inputs[:, :LIST_LENGTH]).double()
     exact = right.prod(1)
@@ -266,7 +280,7 @@ def accuracies(
 
 
 def loss_floor(n_symbols: int) -> float:
-    """Least mean loss of the layout `next_token`, in nats.
+    """Lowest possible mean loss in the layout `next_token`, in nats; see the module's docstring.
 
     >>> round(loss_floor(10), 4)
     0.5756
@@ -277,15 +291,15 @@ def loss_floor(n_symbols: int) -> float:
 def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
     """Loss and accuracies over the lists that results are over.
 
-    For `next_token`, also the floor of the loss, and accuracy on the sampled lists.
+    In `next_token`, also the floor of the loss and the accuracy on the sampled lists.
     """
     _, lists = evaluation_lists(data)
     outputs = written(model, **lists)
-    found = accuracies(outputs, **lists)
+    by_list = accuracies(outputs, **lists)
     values = {"loss": loss(model, lists).item()}
     if "sampled" in data:
         values["loss_floor"] = loss_floor(math.isqrt(len(outputs)))
-    values |= {name: value.mean().item() for name, value in found.items()}
+    values |= {name: value.mean().item() for name, value in by_list.items()}
     if "sampled" in data:
-        values["accuracy_sampled"] = found["accuracy"][data["sampled"]].mean().item()
+        values["accuracy_sampled"] = by_list["accuracy"][data["sampled"]].mean().item()
     return values
