@@ -16,8 +16,11 @@ from torch import Tensor
 from toycircuits.core.config import InputError, Settings, find_run, read_params
 from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.reverse_increment import ablations, model, task
-from toycircuits.experiments.reverse_increment.figures import draw as figures
+from toycircuits.experiments.reverse_increment.figures.draw import RenderSettings, draw, summarise
 from toycircuits.experiments.reverse_increment.metrics import measure as metrics
+from toycircuits.experiments.reverse_increment.metrics.mirror import mirror_weights
+from toycircuits.experiments.reverse_increment.metrics.readings import confusion, cosines, readings
+from toycircuits.experiments.reverse_increment.metrics.samples import EVERYTHING
 
 Data = tuple[task.DataSettings, dict[str, Tensor]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,15 +154,16 @@ def test_only_the_sequential_holdout_starts_alike(paper: Data) -> None:
     assert len(pairs) == 16
 
 
-def test_provenance_tells_how_held_out_strings_start(paper: Data) -> None:
+def test_training_start_shows_how_held_out_strings_start(paper: Data) -> None:
     settings, data = paper
     for split, starts in (("sequential", [[3], [2, 3]]), ("random", [[0, 1, 2, 3]] * 2)):
-        own = train_settings(split=split).select(data)
-        told = metrics.training_start(own, settings, None).groupby("item")["value"].agg(list)
-        sizes = [told[f"{name}strings"] for name in ("", "training_", "held_out_")]
+        selected = train_settings(split=split).select(data)
+        table = metrics.training_start(selected, settings, None)
+        start = table.groupby("item")["value"].agg(list)
+        sizes = [start[f"{name}strings"] for name in ("", "training_", "held_out_")]
         assert sizes == [[65_536], [60_000], [5536]]
-        assert [told["held_out_x0"], told["held_out_x1"]] == starts
-        assert all(told[f"held_out_x{i}"] == [0, 1, 2, 3] for i in range(2, 8))
+        assert [start["held_out_x0"], start["held_out_x1"]] == starts
+        assert all(start[f"held_out_x{i}"] == [0, 1, 2, 3] for i in range(2, 8))
 
 
 def test_splits_follow_the_seed() -> None:
@@ -172,11 +176,11 @@ def test_splits_follow_the_seed() -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_run_sees_its_own_split_alone(split: str) -> None:
     _, data = make_data()
-    own = train_settings(split=split).select(data)
-    assert set(own) == {"inputs", "targets", "train", "holdout", "sampled"}
+    selected = train_settings(split=split).select(data)
+    assert set(selected) == {"inputs", "targets", "train", "holdout", "sampled"}
     for name in ("train", "holdout", "sampled"):
-        assert torch.equal(own[name], data[f"{split}_{name}"])
-        part = task.part(own, name)
+        assert torch.equal(selected[name], data[f"{split}_{name}"])
+        part = task.part(selected, name)
         assert torch.equal(part["inputs"], data["inputs"][data[f"{split}_{name}"]])
         assert torch.equal(part["targets"], data["targets"][data[f"{split}_{name}"]])
 
@@ -194,7 +198,7 @@ def test_a_run_sees_its_own_split_alone(split: str) -> None:
         (model.ModelSettings, MODEL | {"d_mlp": None}, "key.d_mlp: found null; input should be"),
         (metrics.MeasureSettings, {"n_samples": 0}, "key.n_samples: found 0; input should be"),
         (ablations.AblateSettings, ABLATE | {"control_draws": 0}, "key.control_draws: found 0; in"),
-        (figures.RenderSettings, {"success_at_least": 99.0}, "key.success_at_least: found 99.0; "),
+        (RenderSettings, {"success_at_least": 99.0}, "key.success_at_least: found 99.0; "),
     ],
 )
 def test_bad_settings_are_named(cls: type[Settings], values: dict[str, Any], message: str) -> None:
@@ -208,8 +212,8 @@ def test_bad_settings_are_named(cls: type[Settings], values: dict[str, Any], mes
 def test_the_last_partial_batch_is_kept(paper: Data) -> None:
     settings, data = paper
     train = train_settings()
-    own = train.select(data)
-    stream = task.batches(own, settings, train, torch.Generator().manual_seed(0))
+    selected = train.select(data)
+    stream = task.batches(selected, settings, train, torch.Generator().manual_seed(0))
     assert stream.per_epoch == 235
     epochs = [[stream.next() for _ in range(235)] for _ in range(2)]
     assert [len(batch["inputs"]) for batch in epochs[0]] == [256] * 234 + [96]
@@ -219,7 +223,7 @@ def test_the_last_partial_batch_is_kept(paper: Data) -> None:
     last = epochs[0][-1]
     assert torch.equal(last["targets"], task.reverse_increment(last["inputs"][:, 1:9], 4))
     dropped = train_settings(drop_last=True)
-    assert task.batches(own, settings, dropped, torch.Generator()).per_epoch == 234
+    assert task.batches(selected, settings, dropped, torch.Generator()).per_epoch == 234
 
 
 def test_learning_rates_are_the_published_ones() -> None:
@@ -276,7 +280,7 @@ def test_biases_are_trained() -> None:
     settings, data = seen()
     made = make_model(settings)
     task.loss(made, task.part(data, "train")).backward()
-    gradients = {name: one.grad for name, one in made.named_parameters() if ".b" in name}
+    gradients = {name: p.grad for name, p in made.named_parameters() if ".b" in name}
     assert len(gradients) == 2 * 8 + 2
     for name, gradient in gradients.items():
         assert gradient is not None
@@ -314,16 +318,16 @@ def test_mirror_weights_of_a_planted_diagonal(planted: int) -> None:
         pattern[:, 0, i, key if 1 <= key <= n else 0] = 1.0
         pattern[:, 1, i, 0] = 1.0
     for shift in range(1 - n, n):
-        weight, share = metrics.mirror_weights(pattern, shift)
+        weight, share = mirror_weights(pattern, shift)
         assert weight.tolist() == share.tolist() == [float(shift == planted), 0.0]
 
 
 def test_mirror_weights_against_loops() -> None:
     pattern = torch.rand(6, 2, 5, 10, generator=torch.Generator().manual_seed(0)).softmax(-1)
     for shift in range(-4, 5):
-        weight, share = metrics.mirror_weights(pattern, shift)
+        weight, share = mirror_weights(pattern, shift)
         for head in range(2):
-            rows = [(one[head, i], 5 - i + shift) for one in pattern.numpy() for i in range(5)]
+            rows = [(heads[head, i], 5 - i + shift) for heads in pattern.numpy() for i in range(5)]
             inside = [(row, key) for row, key in rows if 1 <= key <= 5]
             expected = np.mean([row[key] for row, key in inside])
             assert weight[head].item() == pytest.approx(expected, rel=1e-5)
@@ -337,20 +341,20 @@ def test_cosines_against_numpy() -> None:
     embeddings = torch.randn(3, 5, generator=generator)
     a, b = resid.numpy(), embeddings.numpy()
     expected = a @ b.T / np.linalg.norm(a, axis=2)[:, :, None] / np.linalg.norm(b, axis=1)
-    assert metrics.cosines(resid, embeddings).numpy() == pytest.approx(expected, abs=1e-6)
+    assert cosines(resid, embeddings).numpy() == pytest.approx(expected, abs=1e-6)
 
 
 def test_confusion_against_numpy() -> None:
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(3, (50, 4), generator=generator)  # symbol 3 never occurs
     read = torch.randint(5, (50, 4), generator=generator)  # 4 is BOS
-    found = metrics.confusion(read, targets, 4)
+    shares = confusion(read, targets, 4)
     for target in range(3):
-        own = read.numpy()[targets.numpy() == target]
-        expected = [np.mean(own == symbol) for symbol in range(4)]
-        assert found[target].tolist() == pytest.approx(expected)
-        assert found[target].sum() < 1
-    assert np.isnan(found[3]).all()
+        read_there = read.numpy()[targets.numpy() == target]
+        expected = [np.mean(read_there == symbol) for symbol in range(4)]
+        assert shares[target].tolist() == pytest.approx(expected)
+        assert shares[target].sum() < 1
+    assert np.isnan(shares[3]).all()
 
 
 def measured(
@@ -358,7 +362,7 @@ def measured(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Tables and metrics of `made`, whose trajectory these models were, seven steps apart."""
     settings, data = seen(split)
-    trajectory = [(7 * number, one.state_dict()) for number, one in enumerate(states)]
+    trajectory = [(7 * number, network.state_dict()) for number, network in enumerate(states)]
     parsed = metrics.MeasureSettings.parse(MEASURE, "measure")
     return metrics.measure(made, trajectory, data, settings, parsed)
 
@@ -380,9 +384,9 @@ def test_a_planted_solver_is_found(layer: int) -> None:
         name = f"layer{where}_head0_{case}"
         assert values[f"mirror_weight_{name}"] == pytest.approx(weight)
         assert values[f"mirror_share_{name}"] == share
-    for shift, found in (("", 1), ("_plus_1", 0), ("_plus_2", 0)):
-        assert values[f"prediction_is_answer{shift}"] == found
-        assert values[f"similarity_trained_is_answer{shift}"] == found
+    for shift, share in (("", 1), ("_plus_1", 0), ("_plus_2", 0)):
+        assert values[f"prediction_is_answer{shift}"] == share
+        assert values[f"similarity_trained_is_answer{shift}"] == share
     mirror = tables["mirror"].query(f"layer == {layer} and case == 'trained'").set_index("shift")
     assert mirror.index.tolist() == list(range(-3, 4))
     assert mirror["weight"].tolist() == pytest.approx([0, 0, 0, 1, 0, 0, 0], abs=1e-6)
@@ -404,10 +408,10 @@ def test_readings_name_the_embedding_that_the_residual_stream_is_made_of() -> No
     acts = {"logits": F.one_hot((targets + 1) % 3, 4).double()}
     acts["blocks.0.hook_resid_post"] = -W_E[targets]
     acts["blocks.1.hook_resid_post"] = 3.0 * W_E[targets]
-    read = metrics.readings({"trained": made}, {"trained": acts}, 3)
-    values = metrics.summary(pd.DataFrame({"shift": []}), read, targets, 3)
-    for shift, found in (("", 1), ("_plus_1", 0), ("_plus_2", 0)):
-        assert values[f"similarity_trained_is_answer{shift}"] == found
+    read = readings({"trained": made}, {"trained": acts})
+    values = metrics.key_metrics(pd.DataFrame({"shift": []}), read, targets, 3)
+    for shift, share in (("", 1), ("_plus_1", 0), ("_plus_2", 0)):
+        assert values[f"similarity_trained_is_answer{shift}"] == share
     assert values["prediction_is_answer"] == 0
     assert values["prediction_is_answer_plus_1"] == 1
 
@@ -424,14 +428,14 @@ def test_tables_of_samples_show_what_the_cache_holds() -> None:
     patterns = tables["patterns"]
     for layer in range(2):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"][:, :, 4:, 1:5].numpy()
-        shown = {metrics.EVERYTHING: pattern.mean(0)}
+        shown = {EVERYTHING: pattern.mean(0)}
         shown |= {name: pattern[row] for name, row in zip(names, rows, strict=True)}
-        own = patterns[patterns["layer"] == layer]
-        assert own["string"].unique().tolist() == list(shown)
+        of_layer = patterns[patterns["layer"] == layer]
+        assert of_layer["string"].unique().tolist() == list(shown)
         for name, values in shown.items():
-            weights = own.loc[own["string"] == name, "weight"].to_numpy()
+            weights = of_layer.loc[of_layer["string"] == name, "weight"].to_numpy()
             assert weights.reshape(2, 4, 4) == pytest.approx(values)
-    near = metrics.cosines(
+    near = cosines(
         cache["blocks.1.hook_resid_post"][:, 4:], made.get_parameter("embed.W_E").detach()[:3]
     )
     for row, name in zip(rows, names, strict=True):
@@ -491,11 +495,11 @@ def test_every_ablation_has_its_row_and_leaves_nothing_behind() -> None:
 def test_a_zeroed_matrix_leaves_its_bias(weight: str, output: str, bias: str, layer: int) -> None:
     made = scrambled(seen()[0])
     b = made.get_parameter(f"blocks.{layer}.{bias}").detach()
-    found = only(ablate(made), component=weight, layer=layer, method="weight_zero")
+    row = only(ablate(made), component=weight, layer=layer, method="weight_zero")
     by_hand = hooked_scores(made, f"blocks.{layer}.hook_{output}", b)
-    assert {name: found[name] for name in by_hand} == pytest.approx(by_hand)
+    assert {name: row[name] for name in by_hand} == pytest.approx(by_hand)
     at_zero = hooked_scores(made, f"blocks.{layer}.hook_{output}", torch.zeros_like(b))
-    assert found["loss"] != pytest.approx(at_zero["loss"], abs=1e-3)
+    assert row["loss"] != pytest.approx(at_zero["loss"], abs=1e-3)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -508,11 +512,11 @@ def test_means_are_those_of_the_sampled_training_strings(output: str, layer: int
         with torch.no_grad():
             _, cache = made.run_with_cache(task.part(data, rows)["inputs"])
         means[rows] = cache[name].mean(0)
-    found = only(ablate(made), component=output, layer=layer, method="mean")
+    row = only(ablate(made), component=output, layer=layer, method="mean")
     by_hand = hooked_scores(made, name, means["sampled"])
-    assert {column: found[column] for column in by_hand} == pytest.approx(by_hand)
+    assert {column: row[column] for column in by_hand} == pytest.approx(by_hand)
     other = hooked_scores(made, name, means["holdout"])
-    assert found["loss"] != pytest.approx(other["loss"], abs=1e-4)
+    assert row["loss"] != pytest.approx(other["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -534,7 +538,7 @@ def test_ablations_of_a_planted_solver(layer: int) -> None:
 @pytest.mark.parametrize("n_weights", [1, 64, 384])  # 384: all of them
 def test_random_weights_are_zeroed_and_no_others(n_weights: int) -> None:
     made = scrambled(seen()[0])
-    weights = {name: one for name, one in made.named_parameters() if ".W_" in name}
+    weights = {name: p for name, p in made.named_parameters() if ".W_" in name}
     generator = torch.Generator().manual_seed(0)
     changed = ablations.random_weights_zeroed(made, n_weights, generator)
     assert set(changed) == set(weights)
@@ -584,16 +588,16 @@ def tables() -> dict[str, pd.DataFrame]:
             start, made = scrambled(settings, 5), scrambled(settings, seed)
             if split == "random" and seed == 3:
                 start, made = solver(settings, layer=0), solver(settings, layer=1)
-            found, _ = measured(made, [start, made], split)
+            made_tables, _ = measured(made, [start, made], split)
             with torch.no_grad():
-                log = pd.DataFrame([task.evaluate(one, data) for one in (start, made)])
-            found["training"] = log.assign(step=[0, 7], lr=[0.1, 0.2], train_loss=1.0)
-            found["ablations"] = ablate(made, split)
+                log = pd.DataFrame([task.evaluate(network, data) for network in (start, made)])
+            made_tables["training"] = log.assign(step=[0, 7], lr=[0.1, 0.2], train_loss=1.0)
+            made_tables["ablations"] = ablate(made, split)
             labels = {"run": f"ri_{split}", "variant": "", "seed": seed}
-            for name, table in found.items():
+            for name, table in made_tables.items():
                 parts.setdefault(name, []).append(as_read(table.assign(**labels)))
     read = {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}
-    return read | figures.summarise(read, figures.RenderSettings.parse(RENDER, "render"))
+    return read | summarise(read, RenderSettings.parse(RENDER, "render"))
 
 
 @pytest.mark.parametrize("of", ["symbols", "whole strings"])
@@ -615,27 +619,27 @@ def test_comparisons_of_runs_and_seeds(tables: dict[str, pd.DataFrame]) -> None:
     for metric in ("holdout_accuracy", "train_accuracy_string", "holdout_loss"):
         row = only(tables["differences"], run="ri_sequential", less="ri_random", metric=metric)
         by_seed = sequential[metric].to_numpy() - random[metric].to_numpy()
-        found = [row[name] for name in ("mean", "min", "max")]
-        assert found == pytest.approx([by_seed.mean(), by_seed.min(), by_seed.max()])
+        stats = [row[name] for name in ("mean", "min", "max")]
+        assert stats == pytest.approx([by_seed.mean(), by_seed.min(), by_seed.max()])
     for of in ("mirror_weight", "mirror_share"):
         place = {"run": "ri_random", "layer": 1, "head": 0, "case": "trained", "of": of}
         row = only(tables["mirror_summary"], **place)
         assert row["max"] == pytest.approx(1)  # the solver
         assert row["min"] < 0.9
-    for run, own in models.groupby("run"):
+    for run, seeds in models.groupby("run"):
         row = only(tables["readings"], run=run, case="prediction")
-        right = own["holdout_accuracy"]
+        right = seeds["holdout_accuracy"]
         assert [row["min"], row["mean"], row["max"]] == pytest.approx(
             [right.min(), right.mean(), right.max()]
         )
-    one = {name: table[table["run"] == "ri_random"] for name, table in tables.items()}
-    compared = figures.summarise(one, figures.RenderSettings.parse(RENDER, "render"))
-    assert compared["differences"].empty
+    one_run = {name: table[table["run"] == "ri_random"] for name, table in tables.items()}
+    summaries = summarise(one_run, RenderSettings.parse(RENDER, "render"))
+    assert summaries["differences"].empty
 
 
 @pytest.fixture(scope="module")
 def drawn(tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
-    return figures.draw(tables, figures.RenderSettings.parse(RENDER, "render"))
+    return draw(tables, RenderSettings.parse(RENDER, "render"))
 
 
 def traces(figure: go.Figure, kind: str) -> list[Any]:
@@ -662,15 +666,15 @@ def test_every_figure(drawn: dict[str, go.Figure]) -> None:
 def test_pictures_of_attention(
     drawn: dict[str, go.Figure], tables: dict[str, pd.DataFrame]
 ) -> None:
-    own = drawn["attention_random"]
-    heats, dots = traces(own, "heatmap"), traces(own, "scatter")
+    figure = drawn["attention_random"]
+    heats, dots = traces(figure, "heatmap"), traces(figure, "scatter")
     assert len(heats) == len(dots) == 2 * (1 + 3)
     needed = np.fliplr(np.eye(4))
     for heat, dot in zip(heats[4:], dots[4:], strict=True):  # layer 1 of the solver
         assert np.array(heat.z) == pytest.approx(needed, abs=1e-6)
         assert all(needed[row, column] for row, column in zip(dot.y, dot.x, strict=True))
         assert len(dot.x) == 4
-    means = tables["patterns"][tables["patterns"]["string"] == metrics.EVERYTHING]
+    means = tables["patterns"][tables["patterns"]["string"] == EVERYTHING]
     by_seed = traces(drawn["attention_seeds"], "heatmap")
     assert len(by_seed) == 2 * 2 * 2
     second = means.query("run == 'ri_random' and seed == 4 and layer == 0")["weight"]
@@ -697,10 +701,10 @@ def test_bars_and_cells_are_means_over_seeds(
     for trace in drawn["ablations"].data:
         if trace.xaxis == "x":  # the first run
             bars |= dict(zip(trace.y, trace.x, strict=True))
-    own = tables["ablations"].query("run == 'ri_random' and method != 'restored'")
+    ablated = tables["ablations"].query("run == 'ri_random' and method != 'restored'")
     assert len(bars) == 1 + 4 + 4 + 2
-    zeroed = own.query("component == 'W_O' and layer == '1'")
-    control = own[own["component"] == "random, as many as W_out"]
+    zeroed = ablated.query("component == 'W_O' and layer == '1'")
+    control = ablated[ablated["component"] == "random, as many as W_out"]
     assert (len(zeroed), len(control)) == (2, 2 * 5)
     assert bars["layer 1 W_O"] == pytest.approx(zeroed["accuracy"].mean())
     assert bars["random, as many as W_out"] == pytest.approx(control["accuracy"].mean())
@@ -709,5 +713,5 @@ def test_bars_and_cells_are_means_over_seeds(
     assert np.array(drawn["confusion"].data[0].z).flatten() == pytest.approx(mean)
     lines = [shape.x0 for shape in drawn["ablations"].layout.shapes]
     due = [task.part(seen(split)[1], "holdout")["targets"] for split in reversed(SPLITS)]
-    share = [one.flatten().bincount().max().item() / one.numel() for one in due]
+    share = [symbols.flatten().bincount().max().item() / symbols.numel() for symbols in due]
     assert lines == pytest.approx(share)

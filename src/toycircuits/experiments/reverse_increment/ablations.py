@@ -1,4 +1,4 @@
-"""What each weight matrix, and each component's output, is worth to the held-out answers."""
+"""How held-out loss and accuracy change without a weight matrix or a component's output."""
 
 from collections.abc import Iterator, Mapping
 
@@ -27,11 +27,11 @@ UNABLATED = {"component": "none", "layer": "none", "head": "none", "method": "no
 
 
 class AblateSettings(Settings):
-    """The control of the zeroed matrices.
+    """The control of the zeroed matrices: the same number of random weights is zeroed instead.
 
     Attributes:
-        control_draws: how many times as many randomly chosen weights are zeroed instead.
-        control_seed: seed of these choices.
+        control_draws: how often random weights are drawn, for each size of matrix.
+        control_seed: seed of the draws.
     """
 
     control_draws: int = Field(ge=1, le=10_000)
@@ -41,7 +41,7 @@ class AblateSettings(Settings):
 def ablations_of(n_layers: int) -> Iterator[Ablation]:
     """Every ablation: whole weight matrices zeroed, and outputs replaced by their mean.
 
-    >>> [(one.component, one.layer) for one in ablations_of(1)]
+    >>> [(ablation.component, ablation.layer) for ablation in ablations_of(1)]
     [('W_out', 0), ('W_O', 0), ('mlp_out', 0), ('attn_out', 0)]
     """
     for component, name in WEIGHTS.items():
@@ -60,19 +60,19 @@ def scores(logits: Tensor, targets: Int[Tensor, "string symbol"]) -> dict[str, f
 def random_weights_zeroed(
     model: Transformer, n_weights: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """All `W_*` of the model, `n_weights` of their entries, chosen at random, set to zero."""
+    """All `W_*` of the model by name, with `n_weights` random entries of them set to zero."""
     weights = {n: p.detach() for n, p in model.named_parameters() if ".W_" in n}
     sizes = [weight.numel() for weight in weights.values()]
-    kept = torch.ones(sum(sizes), device=next(iter(weights.values())).device)
-    kept[torch.randperm(len(kept), generator=generator)[:n_weights].to(kept.device)] = 0.0
-    masks = dict(zip(weights, kept.split(sizes), strict=True))
+    mask = torch.ones(sum(sizes), device=next(iter(weights.values())).device)
+    mask[torch.randperm(len(mask), generator=generator)[:n_weights].to(mask.device)] = 0.0
+    masks = dict(zip(weights, mask.split(sizes), strict=True))
     return {name: weight * masks[name].view_as(weight) for name, weight in weights.items()}
 
 
 def controls(
     model: Transformer, holdout: Mapping[str, Tensor], settings: AblateSettings
 ) -> Iterator[dict[str, str | float]]:
-    """For the size of each matrix in `WEIGHTS`, one row a draw of that many weights to zero."""
+    """One row per draw: random weights are zeroed, as many as each matrix in `WEIGHTS` has."""
     generator = torch.Generator().manual_seed(settings.control_seed)
     read = {"read": outputs(holdout["targets"].shape[1])}
     for component, name in WEIGHTS.items():
@@ -81,8 +81,8 @@ def controls(
         for draw in range(settings.control_draws):
             changed = random_weights_zeroed(model, n_weights, generator)
             logits = functional_call(model, changed, (holdout["inputs"],), read)
-            found = scores(logits, holdout["targets"])
-            yield {**columns, "method": "weight_zero", "draw": draw, **found}
+            values = scores(logits, holdout["targets"])
+            yield {**columns, "method": "weight_zero", "draw": draw, **values}
 
 
 def ablate(
@@ -91,17 +91,17 @@ def ablate(
     task: DataSettings,
     settings: AblateSettings,
 ) -> pd.DataFrame:
-    """Loss and accuracies on all held-out strings under each ablation, and under its controls.
+    """Loss and accuracies on all held-out strings under each ablation and its controls.
 
-    Means are taken, position by position, over the sampled training strings. The last row is the
-    model again, after all ablations. Column `draw` numbers the draws of a control.
+    Means are those of the sampled training strings, position by position. The last row shows the
+    model again after all ablations, to prove that it is restored. Column `draw` numbers the draws
+    of a control.
     """
     holdout, sampled = part(data, "holdout"), part(data, "sampled")
     ablations = list(ablations_of(model.settings.n_layers))
-    names = [one.name for one in ablations if one.method == "mean"]
+    names = [ablation.name for ablation in ablations if ablation.method == "mean"]
     means = mean_activations(model, lambda: answer_logits(model, sampled["inputs"]), names)
     rows: list[dict[str, str | int | float]] = []
-    restored = UNABLATED | {"method": "restored"}
     with torch.no_grad():
         for ablation in (None, *ablations):
             with ablated(model, [ablation] if ablation else [], means):
@@ -110,5 +110,6 @@ def ablate(
             rows.append({**columns, "draw": 0, **scores(logits, holdout["targets"])})
         rows += controls(model, holdout, settings)
         logits = answer_logits(model, holdout["inputs"])
+        restored = UNABLATED | {"method": "restored"}
         rows.append({**restored, "draw": 0, **scores(logits, holdout["targets"])})
     return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ from toycircuits.experiments.reverse_increment.task import DataSettings
 
 
 class ModelSettings(Settings):
-    """Size of the model; vocabulary and positions follow from the task."""
+    """Size of the model. Vocabulary and number of positions follow from the task."""
 
     n_layers: int = Field(ge=1, le=64)
     n_heads: int = Field(ge=1, le=256)
@@ -24,7 +24,7 @@ class ModelSettings(Settings):
 
 
 def causal_mask(n_ctx: int) -> tuple[str, ...]:
-    """A query sees itself and what is before it.
+    """The mask in which a query sees itself and all positions before it.
 
     >>> causal_mask(3)
     ('1..', '11.', '111')
@@ -33,7 +33,7 @@ def causal_mask(n_ctx: int) -> tuple[str, ...]:
 
 
 def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:
-    """The model with initial weights drawn from `generator`; its vocabulary: symbols and BOS."""
+    """The model with initial weights from `generator`; its tokens are the symbols and BOS."""
     from_task = {"d_vocab": data.n_symbols + 1, "d_vocab_out": data.n_symbols + 1}
     nothing_frozen = {"freeze_W_V": False, "freeze_W_O": False}
     mask = {"mask": causal_mask(2 * data.length)}

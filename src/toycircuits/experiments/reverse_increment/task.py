@@ -6,8 +6,9 @@ Position   0    1   2   3   4   5   6   7   8   9  10  11  12  13  14  15
 Input     BOS  x0  x1  x2  x3  x4  x5  x6  x7  y0  y1  y2  y3  y4  y5  y6
 Target     .    .   .   .   .   .   .   .  y0  y1  y2  y3  y4  y5  y6  y7     ("." does not count)
 
-Output i is predicted at position n + i and needs x_(n-1-i), which stands at position n - i: over
-queries n .. 2n-1 and keys n .. 1, that is the anti-diagonal ("mirrored attention").
+The model predicts y_i at position n + i. For this it needs x_(n-1-i), which stands at position
+n - i. Queries n .. 2n-1 and their keys n .. 1 form an anti-diagonal of the attention pattern
+("mirrored attention").
 """
 
 from collections.abc import Mapping
@@ -32,9 +33,9 @@ class DataSettings(Settings):
 
     Attributes:
         n_symbols: symbols 0 .. n_symbols - 1; the start token BOS is n_symbols.
-        length: symbols a string.
-        n_train: strings to train on, of all n_symbols^length; the rest is held out.
-        n_sampled: training strings, drawn at random, on which training accuracy is measured.
+        length: symbols per string.
+        n_train: number of training strings out of all n_symbols^length; the rest is held out.
+        n_sampled: number of random training strings on which training accuracy is measured.
         seed: seed of the random split and of both samples.
     """
 
@@ -64,15 +65,15 @@ class DataSettings(Settings):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that `generate` makes."""
+        """Shape of each tensor that `generate` makes, by name."""
         n, length = self.n_strings, self.length
         rows = {"train": self.n_train, "holdout": n - self.n_train, "sampled": self.n_sampled}
-        own = {f"{split}_{name}": (size,) for split in SPLITS for name, size in rows.items()}
-        return {"inputs": (n, 2 * length), "targets": (n, length), **own}
+        splits = {f"{split}_{name}": (size,) for split in SPLITS for name, size in rows.items()}
+        return {"inputs": (n, 2 * length), "targets": (n, length), **splits}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What `evaluate` gives."""
+        """Names of the values that `evaluate` returns."""
         scores = ("accuracy", "accuracy_string")
         return ("holdout_loss", *(f"{w}_{name}" for w in ("train", "holdout") for name in scores))
 
@@ -81,8 +82,8 @@ class TrainSettings(train_settings.TrainSettings):
     """How to train.
 
     Attributes:
-        split: "sequential": the first n_train strings in lexicographic order, so that the held-out
-            ones all start alike; "random": n_train strings drawn at random.
+        split: which strings to train on. "sequential": the first n_train in lexicographic order,
+            so that all held-out strings start alike. "random": n_train random ones.
         drop_last: leave out the rows that do not fill a batch.
     """
 
@@ -92,14 +93,14 @@ class TrainSettings(train_settings.TrainSettings):
     drop_last: bool
 
     def check(self, data: DataSettings, train: Any) -> None:
-        """Raise an `InputError` for batches that the training strings do not fill."""
+        """Raise an `InputError` if `drop_last` leaves no batch, or as the base class does."""
         super().check(data, train)
         if self.drop_last and self.batch_size > data.n_train:
             allowed = f"at most n_train, {data.n_train}"
             raise InputError(f"train.batch_size: found {self.batch_size}; allowed are {allowed}")
 
     def select(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs and targets, with the rows `train`, `holdout` and `sampled` of the own split."""
+        """Inputs and targets, and the rows `train`, `holdout` and `sampled` of `split`."""
         rows = {name: data[f"{self.split}_{name}"] for name in ("train", "holdout", "sampled")}
         return {"inputs": data["inputs"], "targets": data["targets"], **rows}
 
@@ -128,8 +129,10 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
     """All strings in lexicographic order, and both splits of their rows.
 
     Returns:
-        inputs [string, 2 length] (BOS, x, y without its end), targets [string, length] (y); and for
-        each split S: S_train, S_holdout, S_sampled (a random part of S_train), all of them rows.
+        inputs [string, 2 length]: BOS, x, and y without its last symbol.
+        targets [string, length]: y.
+        S_train, S_holdout, S_sampled (for each split S): rows; S_sampled is a random part of
+            S_train.
 
     >>> settings = DataSettings(n_symbols=3, length=2, n_train=7, n_sampled=2, seed=0)
     >>> data = generate(settings, torch.Generator().manual_seed(0))
@@ -153,7 +156,7 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
 
 
 def part(data: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Inputs and targets of the rows `name` ("train", "holdout" or "sampled")."""
+    """Inputs and targets of the rows `name`: "train", "holdout" or "sampled"."""
     return {key: data[key][data[name]] for key in ("inputs", "targets")}
 
 
@@ -163,12 +166,12 @@ def batches(
     train: TrainSettings,
     generator: torch.Generator,
 ) -> BatchStream:
-    """The training strings in random order, a new one each epoch."""
+    """The training strings in random order, with a new order for each epoch."""
     return shuffled_batches(part(data, "train"), train.batch_size, generator, train.drop_last)
 
 
 def outputs(length: int) -> tuple[int, ...]:
-    """Positions at which the answer is predicted, in its order.
+    """Positions at which the model predicts the answer, in the answer's order.
 
     >>> outputs(8)
     (8, 9, 10, 11, 12, 13, 14, 15)
@@ -191,14 +194,14 @@ def cross_entropy(
 
 
 def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the answer's symbols, each after the true ones before it, in nats."""
+    """Mean cross-entropy of the answer's symbols, in nats; the model reads the true ones before."""
     return cross_entropy(answer_logits(model, batch["inputs"]), batch["targets"])
 
 
 def accuracies(
     logits: Float[Tensor, "string symbol d_vocab_out"], targets: Int[Tensor, "string symbol"]
 ) -> dict[str, float]:
-    """Shares of symbols, and of whole strings, predicted right, each after the true ones before.
+    """Shares of symbols, and of whole strings, predicted right; the model reads true symbols.
 
     >>> logits = F.one_hot(torch.tensor([[1, 2], [0, 0]]), 3).float()
     >>> accuracies(logits, torch.tensor([[1, 2], [0, 1]]))
@@ -210,12 +213,11 @@ def accuracies(
 
 
 def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
-    """Loss and accuracies on all held-out strings, accuracies on a sample of the training ones."""
+    """Loss and accuracies on all held-out strings; accuracies on the sampled training strings."""
     sampled, holdout = part(data, "sampled"), part(data, "holdout")
     logits = answer_logits(model, holdout["inputs"])
-    scores = {
-        "train": accuracies(answer_logits(model, sampled["inputs"]), sampled["targets"]),
-        "holdout": accuracies(logits, holdout["targets"]),
-    }
-    values = {f"{where}_{name}": x for where, own in scores.items() for name, x in own.items()}
-    return {"holdout_loss": cross_entropy(logits, holdout["targets"]).item(), **values}
+    values = {"holdout_loss": cross_entropy(logits, holdout["targets"]).item()}
+    on_train = accuracies(answer_logits(model, sampled["inputs"]), sampled["targets"])
+    on_holdout = accuracies(logits, holdout["targets"])
+    values |= {f"train_{name}": value for name, value in on_train.items()}
+    return values | {f"holdout_{name}": value for name, value in on_holdout.items()}
