@@ -1,7 +1,6 @@
 """The claims of list_copy_10, list_copy_100 and reverse_increment, against tables made for them."""
 
 import functools
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from toycircuits.claims.card import Card, read_card
 from toycircuits.claims.verdict import judge
 from toycircuits.core.config import find_run, read_params
+from toycircuits.core.slices import load_figures, load_metrics, load_task
 from toycircuits.core.tables import read_tables
-from toycircuits.experiments.list_copy.figures import draw as figures
+from toycircuits.experiments.list_copy.figures.draw import RenderSettings, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ("list_copy_10", "list_copy_100", "reverse_increment")
@@ -27,7 +27,7 @@ def card(experiment: str) -> Card:
 
 
 def outcomes(experiment: str, tables: Tables, names: set[str] | None = None) -> dict[str, str]:
-    """What becomes at the paper scale of the claims, by name, whose values are in `tables`."""
+    """Outcome at the paper scale of each claim about one of `tables`, by name."""
     claims = [c for c in card(experiment).claims if names is None or c.id in names]
     claims = [claim for claim in claims if claim.measured.table in tables]
     return {claim.id: judge(claim, tables, "paper")["outcome"] for claim in claims}
@@ -39,27 +39,25 @@ def test_cells_are_there_at_the_scale_in_git(experiment: str) -> None:
     tables = read_tables(folder / "tables")
     params = read_params(ROOT / "params.yaml")
     scale = params["scale"]
-    where = f"toycircuits.experiments.{params['experiments'][experiment]['slice']}.figures"
-    drawn = importlib.import_module(where)
-    settings = drawn.RenderSettings.parse(params[scale][experiment]["render"], "render")
-    compared = drawn.summarise(tables, settings)
-    tables |= {f"summary/{name}": table for name, table in compared.items()}
+    figures = load_figures(params["experiments"][experiment]["slice"])
+    settings = figures.RenderSettings.parse(params[scale][experiment]["render"], "render")
+    summaries = figures.summarise(tables, settings)
+    tables |= {f"summary/{name}": table for name, table in summaries.items()}
     for claim in card(experiment).claims:
-        if claim.measured.table != "training_start":  # below, for it needs no trained model
+        if claim.measured.table != "training_start":  # needs no trained model; see the next test
             assert judge(claim, tables, scale)["models"] > 0, claim.id
 
 
 @functools.cache
 def training_start(experiment: str, seed: int) -> pd.DataFrame:
-    """Of all runs at the paper scale, but for the seed of the data."""
+    """The table of all runs at the paper scale, with another seed of the data."""
     params = read_params(ROOT / "params.yaml") | {"scale": "paper"}
     parts = []
     for name, entry in params["runs"].items():
         if entry["experiment"] == experiment:
             run = find_run(params, name)
-            modules = f"toycircuits.experiments.{entry['slice']}"
-            task = importlib.import_module(f"{modules}.task")
-            metrics = importlib.import_module(f"{modules}.metrics")
+            task: Any = load_task(entry["slice"])
+            metrics: Any = load_metrics(entry["slice"])
             settings = run.section("data", task.DataSettings)
             data = task.generate(settings, torch.Generator().manual_seed(seed))
             train = run.section("train", task.TrainSettings)
@@ -70,20 +68,20 @@ def training_start(experiment: str, seed: int) -> pd.DataFrame:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_trainings_are_given_is_what_was_published(experiment: str) -> None:
-    found = outcomes(experiment, {"training_start": training_start(experiment, 0)})
-    assert found
-    assert set(found.values()) == {"reproduced"}
+    judged = outcomes(experiment, {"training_start": training_start(experiment, 0)})
+    assert judged
+    assert set(judged.values()) == {"reproduced"}
 
 
-def test_another_seed_is_found_out() -> None:
+def test_another_seed_fails() -> None:
     table = training_start("list_copy_100", 1)
-    found = outcomes("list_copy_100", {"training_start": table})
-    assert [name for name, outcome in found.items() if outcome != "reproduced"] == ["first_lists"]
+    judged = outcomes("list_copy_100", {"training_start": table})
+    assert [name for name, outcome in judged.items() if outcome != "reproduced"] == ["first_lists"]
     both = training_start("reverse_increment", 0)
     swapped = both[both["run"] == "reverse_increment_random"]
     swapped = swapped.assign(run="reverse_increment_sequential")
-    found = outcomes("reverse_increment", {"training_start": swapped})
-    wrong = {name for name, outcome in found.items() if outcome != "reproduced"}
+    judged = outcomes("reverse_increment", {"training_start": swapped})
+    wrong = {name for name, outcome in judged.items() if outcome != "reproduced"}
     assert wrong == {"sequential_holdout_x0", "sequential_holdout_x1"}
 
 
@@ -99,13 +97,13 @@ COURSE = {
 
 
 def course(epochs: list[float]) -> Tables:
-    """A log of seven validations an epoch, whose accuracy is that at the end of the epoch."""
+    """A training log with seven validations per epoch, all with the accuracy of its end."""
     rows = [{"step": 7 * i, "accuracy_sampled": epochs[(i - 1) // 7]} for i in range(1, 141)]
     log = pd.DataFrame([{"step": 0, "accuracy_sampled": 0.01}, *rows])
     log = log.assign(accuracy=log["accuracy_sampled"], train_loss=1.0, variant="", seed=0)
     tables = {"training": log.assign(run="list_copy_10")}
-    settings = figures.RenderSettings(published_accuracy=None)
-    return tables | {"summary/models": figures.summarise(tables, settings)["models"]}
+    settings = RenderSettings(published_accuracy=None)
+    return tables | {"summary/models": summarise(tables, settings)["models"]}
 
 
 @pytest.mark.parametrize(
@@ -118,9 +116,9 @@ def course(epochs: list[float]) -> Tables:
     ],
 )
 def test_the_course_is_judged_epoch_by_epoch(epochs: list[float], failing: set[str]) -> None:
-    found = outcomes("list_copy_10", course(epochs), COURSE)
-    assert set(found) == COURSE
-    assert {name for name, outcome in found.items() if outcome != "reproduced"} == failing
+    judged = outcomes("list_copy_10", course(epochs), COURSE)
+    assert set(judged) == COURSE
+    assert {name for name, outcome in judged.items() if outcome != "reproduced"} == failing
 
 
 # The grid of list_copy_100
@@ -153,32 +151,32 @@ def grid(accuracies: dict[str, list[float]], steps: dict[str, list[int]]) -> Tab
             for variant, end in zip(CELLS, ends, strict=True):
                 cell = {"run": run, "variant": variant, "seed": seed}
                 if run in steps:
-                    own = {"n_layers": 3, "d_model": 128, "step": end, "accuracy": 1.0}
-                    models.append(cell | own)
+                    solved = {"n_layers": 3, "d_model": 128, "step": end, "accuracy": 1.0}
+                    models.append(cell | solved)
                     continue
-                own = {"n_layers": 2, "d_model": 128, "step": 50_000, "accuracy": end}
+                ended = {"n_layers": 2, "d_model": 128, "step": 50_000, "accuracy": end}
                 at = {0: 0.01, 24_900: 0.47, 25_000: end, 50_000: end}
                 if end == BACK:
                     at |= {30_000: 0.48}
                 drop = end - 0.48 if end == BACK else 0.0
-                models.append(cell | own | {"largest_drop": drop})
+                models.append(cell | ended | {"largest_drop": drop})
                 logs += [cell | {"step": step, "accuracy": a} for step, a in at.items()]
         for variant, run in {"no_LN": "list_copy_100_2l", "LN": "list_copy_100_2l_ln"}.items():
             for batches in ("large", "large_reshuffle"):
                 cell = {"run": f"list_copy_100_2l_{batches}", "variant": variant, "seed": seed}
-                own = {"n_layers": 2, "d_model": 128, "step": 20_000}
-                models.append(cell | own | {"accuracy": accuracies[run][3]})
+                ended = {"n_layers": 2, "d_model": 128, "step": 20_000}
+                models.append(cell | ended | {"accuracy": accuracies[run][3]})
     return {"summary/models": pd.DataFrame(models), "training": pd.DataFrame(logs)}
 
 
 def test_published_cells_pass_and_contradict_the_rerun() -> None:
-    found = outcomes("list_copy_100", grid(GRID, STEPS))
+    judged = outcomes("list_copy_100", grid(GRID, STEPS))
     sources = {claim.id: claim.source for claim in card("list_copy_100").claims}
-    theirs = {name: outcome for name, outcome in found.items() if sources[name] == RERUN}
+    theirs = {name: outcome for name, outcome in judged.items() if sources[name] == RERUN}
     assert len(theirs) == 8
     assert set(theirs.values()) == {"not reproduced"}
-    assert found.pop("new_orders_free_ln") == "not reproduced"  # as here no order frees them
-    others = {name: outcome for name, outcome in found.items() if sources[name] != RERUN}
+    assert judged.pop("new_orders_free_ln") == "not reproduced"  # here no order frees them
+    others = {name: outcome for name, outcome in judged.items() if sources[name] != RERUN}
     assert len(others) == 18
     assert set(others.values()) == {"reproduced"}
 
@@ -187,13 +185,13 @@ def test_the_rerun_passes_and_contradicts_published_cells() -> None:
     plain = [0.47, 0.46, 0.47, 0.504]
     rerun = {run: [0.97] * 4 if "_ln" in run else plain for run in GRID}
     slow = {run: [700] * 4 for run in STEPS}
-    found = outcomes("list_copy_100", grid(rerun, slow))
-    passing = {name for name, outcome in found.items() if outcome == "reproduced"}
-    assert {name for name in found if name.startswith("rerun_")} <= passing
+    judged = outcomes("list_copy_100", grid(rerun, slow))
+    passing = {name for name, outcome in judged.items() if outcome == "reproduced"}
+    assert {name for name in judged if name.startswith("rerun_")} <= passing
     untouched = {"two_layers_plateau_or_jump", "two_layers_never_solve", "jumps_come_late"}
     untouched |= {"three_layers_solve", "two_layers_trained_stay", "two_layers_bias_stay"}
     untouched |= {"new_orders_free_ln"}
-    assert passing == untouched | {name for name in found if name.startswith("rerun_")}
+    assert passing == untouched | {name for name in judged if name.startswith("rerun_")}
 
 
 @pytest.mark.parametrize(
@@ -213,5 +211,5 @@ def test_one_model_is_enough_to_fail(changes: dict[str, float], failing: str) ->
     else:
         row = models.index[models["n_layers"] == (3 if "three" in failing else 2)][0]
         models.loc[row, list(changes)] = list(changes.values())
-    found = outcomes("list_copy_100", tables)
-    assert failing in {name for name, outcome in found.items() if outcome != "reproduced"}
+    judged = outcomes("list_copy_100", tables)
+    assert failing in {name for name, outcome in judged.items() if outcome != "reproduced"}
