@@ -14,8 +14,7 @@ def main(experiment: str, slice_name: str) -> None:
         task = load_task(slice_name)
         params = config.read_params()
         settings = config.read_section(params, experiment, "data", task.DataSettings)
-        seed: int = settings.seed  # type: ignore[attr-defined]
-        tensors = task.generate(settings, torch.Generator().manual_seed(seed))
+        tensors = task.generate(settings, torch.Generator().manual_seed(settings.seed))
         write_tensors(paths.data_file(experiment), tensors, {"data": settings.model_dump()})
 
 

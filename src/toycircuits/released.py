@@ -13,7 +13,7 @@ from transformer_lens import HookedRootModule
 
 from toycircuits.core import paths
 from toycircuits.core.checkpoints import Trajectory, read_final_weights, read_tensors
-from toycircuits.core.config import InputError, Settings
+from toycircuits.core.config import InputError, TaskSettings
 from toycircuits.core.slices import load_task
 from toycircuits.core.tables import read_table
 from toycircuits.core.trained_models import build_model, train_settings
@@ -35,7 +35,7 @@ class ReleasedRun:
 
     model: HookedRootModule
     data: Mapping[str, Tensor]
-    data_settings: Settings
+    data_settings: TaskSettings
     settings: dict[str, Any]
     tables: Mapping[str, pd.DataFrame]
 

@@ -166,7 +166,7 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
         raise InputError(f"runs.{name}.slice: found {run.entry.slice!r}; allowed is {allowed!r}")
     _check_final(params, run)
     task, architecture = load_task(run.entry.slice), load_model(run.entry.slice)
-    data: Any = run.section("data", task.DataSettings)
+    data = run.section("data", task.DataSettings)
     train = run.section("train", task.TrainSettings)
     measure = load_metrics(run.entry.slice).MeasureSettings
     ablate = load_ablations(run.entry.slice).AblateSettings

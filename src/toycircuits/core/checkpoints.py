@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toycircuits.core.config import InputError
+from toycircuits.core.config import InputError, TaskSettings
 from toycircuits.core.replace import replacing
 
 METADATA_KEY = "toycircuits"  # a single key: safetensors does not preserve the order of several
@@ -54,7 +54,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     return tensors, metadata
 
 
-def read_data(path: Path, settings: Any, device: torch.device | str) -> dict[str, Tensor]:
+def read_data(path: Path, settings: TaskSettings, device: torch.device | str) -> dict[str, Tensor]:
     """The tensors that `generate` made for a task with these `settings`, on `device`.
 
     Raises:
@@ -65,7 +65,7 @@ def read_data(path: Path, settings: Any, device: torch.device | str) -> dict[str
         hint = "`toycircuits repro` makes it again"
         raise InputError(f"{path}: made with other settings of `data`; {hint}")
     actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    expected: dict[str, tuple[int, ...]] = settings.shapes
+    expected = settings.shapes
     for name in sorted({*actual, *expected}):
         if actual.get(name) != expected.get(name):
             shapes = f"found {actual.get(name)}; expected {expected.get(name)}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -81,6 +81,26 @@ class Settings(BaseModel):
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
             raise InputError(_one_line(error, key, cls)) from None
+
+
+class TaskSettings(Settings):
+    """Settings of the section `data`. A task's own settings inherit from it.
+
+    Attributes:
+        seed: seed of the data.
+    """
+
+    seed: int = Field(ge=0, lt=2**63)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of each tensor that the task's `generate` makes."""
+        raise NotImplementedError
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the values that the task's `evaluate` returns."""
+        raise NotImplementedError
 
 
 def _exact_literals(cls: type[BaseModel], values: Any, key: str) -> None:

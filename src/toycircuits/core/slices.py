@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-from toycircuits.core.config import InputError, Settings
+from toycircuits.core.config import InputError, Settings, TaskSettings
 
 if TYPE_CHECKING:  # whoever imports this module needs none of them
     import pandas as pd
@@ -26,29 +26,12 @@ PACKAGE = "toycircuits.experiments"
 
 
 @runtime_checkable
-class TaskData(Protocol):
-    """What the core asks of a task's `DataSettings`, beside being settings."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the data."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name -> shape of each tensor that `generate` makes."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the values that `evaluate` returns."""
-
-
-@runtime_checkable
 class Task(Protocol):
     """`task.py`: the data, the batches, the loss and what the training log tells."""
 
     @property
-    def DataSettings(self) -> type[Settings]:
-        """Settings of the section `data`, which are also a `TaskData`."""
+    def DataSettings(self) -> type[TaskSettings]:
+        """Settings of the section `data`."""
 
     @property
     def TrainSettings(self) -> "type[TrainSettings]":

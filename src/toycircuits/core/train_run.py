@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toycircuits.core.config import Run, Settings, at_key
+from toycircuits.core.config import Run, Settings, TaskSettings, at_key
 from toycircuits.core.gradients import can_compile
 from toycircuits.core.paths import model_name
 from toycircuits.core.slices import load_model, load_task
@@ -29,7 +29,7 @@ class RunSettings:
         models: variant -> settings of the model.
     """
 
-    data: Any
+    data: TaskSettings
     train: TrainSettings
     models: Mapping[str, Settings]
 

@@ -16,7 +16,7 @@ from toycircuits.core.checkpoints import (
     model_folders,
     read_final_weights,
 )
-from toycircuits.core.config import InputError, Settings, at_key
+from toycircuits.core.config import InputError, TaskSettings, at_key
 from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.train_settings import TrainSettings
 
@@ -35,7 +35,7 @@ class TrainedModel:
 
     name: str
     model: HookedRootModule
-    data_settings: Settings
+    data_settings: TaskSettings
     train_settings: TrainSettings
     metadata: Mapping[str, Any]
 
@@ -87,7 +87,7 @@ def train_settings(metadata: Mapping[str, Any], origin: Path) -> TrainSettings:
 
 def build_model(
     state: Mapping[str, Tensor], metadata: Mapping[str, Any], origin: Path
-) -> tuple[HookedRootModule, Settings]:
+) -> tuple[HookedRootModule, TaskSettings]:
     """The model that `state` and `metadata` describe, on the CPU, and the settings of its task.
 
     Args:

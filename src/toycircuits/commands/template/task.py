@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from toycircuits.core.batches import BatchStream, full_batch
-from toycircuits.core.config import Settings
+from toycircuits.core.config import TaskSettings
 from toycircuits.core.train_settings import TrainSettings
 
 __all__ = ["DataSettings", "TrainSettings", "batches", "evaluate", "generate", "loss"]
 
 
-class DataSettings(Settings):
+class DataSettings(TaskSettings):
     """The tokens.
 
     Attributes:
@@ -28,7 +28,6 @@ class DataSettings(Settings):
     """
 
     n_tokens: int = Field(ge=2)
-    seed: int = Field(ge=0, lt=2**63)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

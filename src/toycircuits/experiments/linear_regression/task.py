@@ -21,13 +21,13 @@ from torch import Tensor
 
 from toycircuits.core import train_settings
 from toycircuits.core.batches import Batch, BatchStream
-from toycircuits.core.config import InputError, Settings
+from toycircuits.core.config import InputError, TaskSettings
 
 MAX_NUMBERS = 2**31  # that sequences in memory may have: 8 GiB
 BLOCK = 16  # steps whose numbers are drawn at once; no result depends on it
 
 
-class DataSettings(Settings):
+class DataSettings(TaskSettings):
     """The task, and the sequences to validate on.
 
     Attributes:
@@ -42,7 +42,6 @@ class DataSettings(Settings):
     n_examples: int = Field(ge=1, le=100_000)
     delta: float = Field(ge=0, le=1e3)
     n_validation: int = Field(ge=2, le=10_000_000)
-    seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from toycircuits.core import train_settings
 from toycircuits.core.batches import BatchStream, shuffled_batches
-from toycircuits.core.config import InputError, Settings
+from toycircuits.core.config import InputError, TaskSettings
 
 POSITIONS = ("d1", "d2", "SEP", "o1", "o2")
 LIST_LENGTH = 2
@@ -46,7 +46,7 @@ SCORED = {"next_token": (0, 1, 2, 3), "in_place": OUTPUTS}  # positions of predi
 SIZES = {"next_token": ("n_lists", "n_sampled"), "in_place": ("train_fraction",)}  # of DataSettings
 
 
-class DataSettings(Settings):
+class DataSettings(TaskSettings):
     """The task and its data.
 
     Attributes:
@@ -64,7 +64,6 @@ class DataSettings(Settings):
     n_lists: int | None = Field(default=None, ge=1, le=10_000_000)
     n_sampled: int | None = Field(default=None, ge=1, le=10_000_000)
     train_fraction: float | None = Field(default=None, gt=0, lt=1)
-    seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

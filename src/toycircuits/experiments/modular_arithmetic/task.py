@@ -13,12 +13,12 @@ from torch import Tensor
 
 from toycircuits.core import train_settings
 from toycircuits.core.batches import BatchStream, full_batch
-from toycircuits.core.config import Settings
+from toycircuits.core.config import TaskSettings
 
 LAST = 2  # the position of "=", the only one whose logits are read
 
 
-class DataSettings(Settings):
+class DataSettings(TaskSettings):
     """The task and its split.
 
     Attributes:
@@ -31,7 +31,6 @@ class DataSettings(Settings):
     modulus: int = Field(ge=3, le=1009)
     operation: Literal["subtract", "add"]
     train_fraction: float = Field(gt=0, lt=1)
-    seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from toycircuits.core import train_settings
 from toycircuits.core.batches import BatchStream, shuffled_batches
-from toycircuits.core.config import InputError, Settings
+from toycircuits.core.config import InputError, TaskSettings
 
 MAX_STRINGS = 2**22
 SPLITS = ("sequential", "random")
 
 
-class DataSettings(Settings):
+class DataSettings(TaskSettings):
     """The task and its two splits.
 
     Attributes:
@@ -43,7 +43,6 @@ class DataSettings(Settings):
     length: int = Field(ge=2, le=20)
     n_train: int = Field(ge=1)
     n_sampled: int = Field(ge=1)
-    seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
