@@ -108,10 +108,10 @@ def refused(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.005, 0.1, 0.5, 0.99])
-def test_a_truncated_file_is_refused(path: Path, kept: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.005, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(path: Path, fraction: float) -> None:
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     assert "not a readable safetensors file" in refused(path)
 
 
@@ -158,8 +158,8 @@ def test_a_trajectory_is_in_the_order_of_its_steps(tmp_path: Path) -> None:
     for step in (100, 5, 123_456_789, 20):
         trajectory.save(step, {"w": torch.tensor(step)}, METADATA)
     assert trajectory.steps == [5, 20, 100, 123_456_789]
-    found = [(step, state["w"].item()) for step, state in trajectory]
-    assert found == [(step, step) for step in trajectory.steps]
+    states = [(step, state["w"].item()) for step, state in trajectory]
+    assert states == [(step, step) for step in trajectory.steps]
 
 
 def test_a_checkpoint_says_its_step(tmp_path: Path) -> None:

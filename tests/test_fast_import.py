@@ -5,14 +5,14 @@ import sys
 
 CHECK = """
 import sys
-from toycircuits.core import fast_import as lean
+from toycircuits.core import fast_import
 {prepare}
-lean.import_transformer_lens()
+fast_import.import_transformer_lens()
 import torch
 from toycircuits.core.transformer import Transformer, TransformerSettings
 from transformer_lens import ActivationCache, FactoredMatrix
 
-print([name for name in lean.HEAVY if name in sys.modules])
+print([name for name in fast_import.HEAVY if name in sys.modules])
 shape = dict(n_layers=1, n_heads=1, d_model=4, d_head=4, d_mlp=None, d_vocab=5, d_vocab_out=5)
 rest = dict(act_fn=None, normalization="LN", use_bias=True, freeze_W_V=False, freeze_W_O=False)
 settings = TransformerSettings.parse(shape | rest | {{"mask": ["1.", "11"]}}, "model")
@@ -46,7 +46,7 @@ def test_hooks_caches_and_factored_matrices_need_none_of_them() -> None:
 
 def test_should_stand_ins_not_do_it_is_imported_as_it_is() -> None:
     """As when a later version wants more of them than that they exist."""
-    done = run("lean._StandIn.__getattr__ = lambda module, name: 1 / 0")
+    done = run("fast_import._StandIn.__getattr__ = lambda module, name: 1 / 0")
     assert "'transformers'" in done.stdout
     assert done.stderr.startswith("note: TransformerLens starts slowly")
 

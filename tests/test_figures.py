@@ -9,12 +9,12 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from toycircuits import drawing
+from toycircuits.core import render
 from toycircuits.core.config import read_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = read_params(ROOT / "params.yaml")
-# What is counted, or measured in the task's own numbers, has no unit; what is in these has one.
+# A loss has a unit; a count, or a value in the task's own numbers, has none.
 IN_NATS = re.compile(r"\b(loss|cross-entropy)\b", re.IGNORECASE)
 UNIT = re.compile(r"\(nats|squared error| / ", re.IGNORECASE)
 
@@ -22,7 +22,7 @@ UNIT = re.compile(r"\(nats|squared error| / ", re.IGNORECASE)
 @functools.cache
 def drawn(experiment: str) -> dict[str, go.Figure]:
     with contextlib.chdir(ROOT):
-        return drawing.draw(PARAMS, experiment, PARAMS["experiments"][experiment]["slice"])[1]
+        return render.draw(PARAMS, experiment, PARAMS["experiments"][experiment]["slice"])[1]
 
 
 def titles(figure: go.Figure, kind: str) -> list[str]:
@@ -32,14 +32,14 @@ def titles(figure: go.Figure, kind: str) -> list[str]:
 
 
 def has_numbers(figure: go.Figure, kind: str) -> bool:
-    """Names of categories say themselves what they are."""
-    found = [trace[kind] for trace in figure.data if kind in trace and trace[kind] is not None]
-    return any(np.issubdtype(np.asarray(values).dtype, np.number) for values in found)
+    """Whether values on this axis are numbers; names of categories need no title."""
+    columns = [trace[kind] for trace in figure.data if kind in trace and trace[kind] is not None]
+    return any(np.issubdtype(np.asarray(values).dtype, np.number) for values in columns)
 
 
 @pytest.mark.parametrize("experiment", PARAMS["experiments"])
 def test_every_axis_of_numbers_is_named(experiment: str) -> None:
-    """Once for panels that stand in a row or a column and share it."""
+    """Panels that share an axis have its title once."""
     missing = [
         f"{name}: {kind}"
         for name, figure in drawn(experiment).items()

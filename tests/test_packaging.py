@@ -110,12 +110,12 @@ def test_the_citation_is_of_this_version() -> None:
 
 def pins(name: str) -> dict[str, list[Version]]:
     """Versions that a file of constraints names, by package; more than one if platforms differ."""
-    found: dict[str, list[Version]] = {}
+    versions: dict[str, list[Version]] = {}
     for line in (ROOT / name).read_text().splitlines():
         if line and not line.startswith("#"):
             package, version = re.split("==", line.split(";")[0].strip())
-            found.setdefault(canonicalize_name(package), []).append(Version(version))
-    return found
+            versions.setdefault(canonicalize_name(package), []).append(Version(version))
+    return versions
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-lower.txt"])
@@ -138,5 +138,5 @@ def test_lower_bounds_are_what_is_tested() -> None:
 def test_the_image_is_made_of_files_that_exist() -> None:
     text = (ROOT / "Dockerfile").read_text()
     copied = re.findall(r"^COPY --chown=\S+ (.+) \S+$", text, re.MULTILINE)
-    assert len(copied) == 3
+    assert len(copied) == 4
     assert [name for line in copied for name in line.split() if not (ROOT / name).exists()] == []

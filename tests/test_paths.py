@@ -8,7 +8,7 @@ from toycircuits.core.paths import model_name
 
 
 @pytest.mark.parametrize(
-    ("member", "name"),
+    ("model", "name"),
     [
         (("", 999, None), "seed999"),
         (("", 3, 3), "seed3"),
@@ -18,12 +18,10 @@ from toycircuits.core.paths import model_name
         (("frozen", 1, 2), "frozen-seed1-batch2"),
     ],
 )
-def test_a_name_is_made_of_variant_and_seeds(
-    member: tuple[str, int, int | None], name: str
-) -> None:
-    assert model_name(*member) == name
+def test_a_name_is_made_of_variant_and_seeds(model: tuple[str, int, int | None], name: str) -> None:
+    assert model_name(*model) == name
 
 
 def test_names_are_unique_in_a_run() -> None:
-    members = list(product(["", "a", "b"], range(12), range(12)))
-    assert len({model_name(*member) for member in members}) == len(members)
+    models = list(product(["", "a", "b"], range(12), range(12)))
+    assert len({model_name(*model) for model in models}) == len(models)

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kaleido
@@ -14,13 +15,13 @@ import plotly.graph_objects as go
 import psutil
 import pytest
 
-from toycircuits import plotting
+from toycircuits.core import pictures
 from toycircuits.core.pictures import write_figures
 from toycircuits.core.plotting import HEIGHT, SCALE, WIDTH
 
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FOUND = [os.environ.get("BROWSER_PATH"), *map(shutil.which, CHROMES)]
-CHROME = next((path for path in FOUND if path), None)
+PATHS = [os.environ.get("BROWSER_PATH"), *map(shutil.which, CHROMES)]
+CHROME = next((path for path in PATHS if path), None)
 needs_chrome = pytest.mark.skipif(CHROME is None, reason="Chrome draws the pictures; none is here")
 
 
@@ -36,7 +37,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
-    return tmp_path / "some" / "json", tmp_path / "other" / "png", tmp_path / "kept"
+    return tmp_path / "some" / "json", tmp_path / "other" / "png", tmp_path / "known"
 
 
 @pytest.fixture
@@ -57,9 +58,9 @@ def test_without_chrome_the_numbers_are_safe(
     assert json.loads(written["line.json"])["data"][0]["type"] == "scatter"
     note = b"pictures not drawn: Kaleido requires Google Chrome\n"
     assert content(folders[1]) == {"NOT_DRAWN.txt": note}
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.startswith("warning: pictures not drawn: Kaleido requires Google Chrome; install")
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("warning: pictures not drawn: Kaleido requires Google Chrome; install")
 
 
 @pytest.mark.usefixtures("no_chrome")
@@ -143,7 +144,7 @@ def test_only_figures_that_changed_are_drawn(
     write_figures(figures, *folders)
     assert jobs == ["line"]
     assert content(folders[1]) == first | {"line.png": png("new")}
-    assert len(content(folders[2])) == 2, "what the line looked like before is kept for ever"
+    assert len(content(folders[2])) == 2, "the picture that the line had before stays for ever"
 
 
 def test_another_browser_draws_all_anew(
@@ -164,15 +165,15 @@ def test_another_browser_draws_all_anew(
 def test_half_a_picture_is_drawn_again(folders: tuple[Path, Path, Path], jobs: list[str]) -> None:
     write_figures(some_figures(), *folders)
     first = content(folders[1])
-    for kept in folders[2].iterdir():
-        kept.write_bytes(kept.read_bytes()[:-1])
+    for picture in folders[2].iterdir():
+        picture.write_bytes(picture.read_bytes()[:-1])
     jobs.clear()
     write_figures(some_figures(), *folders)
     assert sorted(jobs) == ["line", "small"]
     assert content(folders[1]) == first
 
 
-def test_a_browser_that_draws_nothing_is_told_of(
+def test_a_browser_that_draws_nothing_is_named(
     folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def draw(specs: list[dict[str, Any]], **kwargs: Any) -> None:
@@ -214,13 +215,20 @@ def test_a_browser_that_does_not_answer_is_started_once_more(
     recovers: bool,
 ) -> None:
     browser, starts = tmp_path / "browser", tmp_path / "starts"
+    starts.touch()
     answers = f'[ "$(wc -l <{starts})" -gt 1 ] && exec {CHROME} "$@"' if recovers else ""
     version = '[ "$1" = --version ] && exit'
     lines = ["#!/bin/sh", version, f"echo start >>{starts}", answers, "sleep 1000"]
     browser.write_text("\n".join(lines))
     browser.chmod(0o755)
     monkeypatch.setenv("BROWSER_PATH", str(browser))
-    monkeypatch.setattr(plotting, "STUCK_AFTER", 45.0 if recovers else 2.0)
+
+    def clock() -> float:
+        """Each start that does not answer takes long; nothing else takes any time."""
+        number = starts.read_text().count("start")
+        return 1000.0 * (min(number, 1) if recovers else number)
+
+    monkeypatch.setattr(pictures, "time", SimpleNamespace(monotonic=clock))
     write_figures(some_figures(), *folders)
     assert starts.read_text().count("start") == 2
     assert (folders[1] / "line.png").exists() == recovers
