@@ -20,7 +20,7 @@ from toycircuits.commands.template import task as template_task
 from toycircuits.commands.template.figures import draw as template_figures
 from toycircuits.commands.template.metrics import measure as template_metrics
 from toycircuits.core import slices
-from toycircuits.core.config import InputError, TaskSettings
+from toycircuits.core.config import InputError, Settings, TaskSettings
 from toycircuits.experiments.linear_regression import ablations as linear_regression_ablations
 from toycircuits.experiments.linear_regression import model as linear_regression_model
 from toycircuits.experiments.linear_regression import task as linear_regression_task
