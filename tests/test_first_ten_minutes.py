@@ -12,19 +12,24 @@ from project import ROOT, Project, environment_of
 PAGE = (ROOT / "docs/first-ten-minutes.md").read_text()
 BLOCKS = re.findall(r"^```(console|python)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 # The environment exists already. tests/test_scale_copy.py tests what `make reproduce` calls.
+# Its results are there, too: the stages that run are those of `dvc exp run`.
 SET_UP = {"make reproduce": "toycircuits repro", "source .venv/bin/activate": "true"}
 
 
 @pytest.mark.slow
-def test_first_ten_minutes(tmp_path: Path) -> None:
-    copy = Project(tmp_path / "project", ["list_copy_10"], scm=True)
+def test_first_ten_minutes(finished: Project, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "project")
     shutil.copytree(ROOT / "tests/experiments", copy.folder / "tests/experiments")
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin/toycircuits"
     call = "from toycircuits.cli import run; run()"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{call}" "$@"\n')
     script.chmod(0o755)
-    environment = environment_of(PYTHONPATH=str(copy.folder / "src"), DVC_STUDIO_OFFLINE="1")
+    environment = environment_of(
+        PYTHONPATH=str(copy.folder / "src"),
+        DVC_STUDIO_OFFLINE="1",
+        TOYCIRCUITS_AUDIT=str(copy.audit),
+    )
     environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
 
     def call_shell(command: str) -> str:
@@ -60,3 +65,8 @@ def test_first_ten_minutes(tmp_path: Path) -> None:
     )
     assert (copy.folder / "compare.html").exists()
     assert "is valid" in output["toycircuits check"]
+
+    # The experiment ran in a folder of its own, by the code of that folder.
+    code = copy.log("train@list_copy_10")["code"]
+    assert any(file.endswith("src/toycircuits/core/training.py") for file in code)
+    assert all("/.dvc/tmp/exps/" in file for file in code)
