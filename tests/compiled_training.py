@@ -75,7 +75,7 @@ class Example:
 
 def count_graphs() -> int:
     """How many graphs were compiled since the last call."""
-    counters = torch._dynamo.utils.counters["stats"]  # type: ignore[attr-defined]
+    counters = torch._dynamo.utils.counters["stats"]
     return int(counters.pop("unique_graphs", 0))
 
 

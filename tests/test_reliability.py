@@ -144,7 +144,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_state_to_go_on_from(
-    project: Project, whole: Project, stage: Stage, number: int
+    project: Project, whole: Project, number: int
 ) -> None:
     change_training(project, **MANY)
     training = project.start(*TRAIN, env=project.stage_environment)
@@ -154,7 +154,7 @@ def test_a_signal_leaves_a_state_to_go_on_from(
     assert training.returncode == 128 + number
     stopped = re.search(rf"^{RUN} seed\S+ .*: stopped at step (\d+); ", err, re.MULTILINE)
     assert stopped, err
-    code, err = stage("train", RUN)
+    code, _, err = project.run(*TRAIN, env=project.stage_environment)
     assert code == 0
     assert f"resuming at step {stopped[1]}" in err
     assert project.results(TRAJECTORIES) == whole.results(TRAJECTORIES)
@@ -530,24 +530,24 @@ def test_two_reproductions_at_once_do_not_corrupt_each_other(
     assert both.repro(target) == set()
 
 
-def ablate_with(project: Project, sample: list[int]) -> None:
-    """Reproduce with another sample for the ablations, by `toycircuits repro`."""
-    params = project.read_params()
-    params["quick"][RUN]["ablate"]["sample"] = sample
-    project.write_params(params)
-    code, out, err = project.run("toycircuits", "repro")
-    assert code == 0, out + err
-
-
 def test_git_without_commits_and_without_a_branch(finished: Project, project: Project) -> None:
     shutil.rmtree(project.folder / ".git")
     assert project.run("git", "init", "--quiet")[0] == 0
+
+    def reproduce(sample: list[int], *targets: str) -> None:
+        params = project.read_params()
+        params["quick"][RUN]["ablate"]["sample"] = sample
+        project.write_params(params)
+        code, out, err = project.run("toycircuits", "repro", *targets)
+        assert code == 0, out + err
+
     sample = project.read_params()["quick"][RUN]["ablate"]["sample"]
-    ablate_with(project, [3, 8])
+    reproduce([3, 8], f"ablate@{RUN}")
     assert project.results() != finished.results()
     project.commit()
     assert project.run("git", "checkout", "--quiet", "--detach")[0] == 0
+    reproduce(sample, "--force", "--single-item", f"ablate@{RUN}")
+    reproduce(sample)
+    assert project.results() == finished.results()
     code, out, err = project.run("toycircuits", "fresh")
     assert code == 0, out + err
-    ablate_with(project, sample)
-    assert project.results() == finished.results()
