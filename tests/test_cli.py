@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from toycircuits import cli
+from toycircuits.claims.card import read_card
 from toycircuits.commands import compare as comparison
 from toycircuits.commands import doctor
 from toycircuits.commands.compare import Side
@@ -61,7 +62,8 @@ def test_list_distinguishes_fresh_stale_and_missing(project: Project) -> None:
     changed["quick"]["list_copy_10"]["ablate"]["mean_lists"] = 50
     project.write_params(changed)
     assert states() == ["stale", "stale"]
-    changed["runs"]["list_copy_10_again"] = changed["runs"]["list_copy_10"]
+    final = "artifacts/trajectories/list_copy_10_again"
+    changed["runs"]["list_copy_10_again"] = changed["runs"]["list_copy_10"] | {"final": final}
     project.write_params(changed)
     rows = toycircuits(project.folder, "list").splitlines()
     assert [line.split()[-1] for line in rows if "again" in line] == ["missing"]
@@ -73,7 +75,8 @@ def test_show_has_settings_metrics_claims_and_files(project: Project) -> None:
     output = toycircuits(project.folder, "show", "list_copy_10")
     assert 'optimizer: "AdamW"' in output
     assert "loss_above_floor" in output
-    assert "Because nothing foretells d2 after d1" in output
+    claim = read_card(ROOT / "claims/list_copy_10.yaml").claims[0]
+    assert claim.statement[:40] in output
     assert "reports/weights/list_copy_10.safetensors" in output
     message = "error: found 'list_copy'; there are: list_copy_10\n"
     assert toycircuits(project.folder, "show", "list_copy", code=2) == message
