@@ -1,4 +1,4 @@
-"""What a person sees of a reproduction: a live table in a terminal, plain lines elsewhere."""
+"""Show a reproduction to a person: a live table in a terminal, plain lines elsewhere."""
 
 import re
 import time
@@ -10,27 +10,29 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dvc_parallel.schedule import State, log_file
+from dvc_parallel.outcome import State, log_file
 
-# The line of tqdm: what it is about, percent, a bar, and counts, times, rate and loss.
-PROGRESS = re.compile(r"^(?P<what>.*?):?\s+(?P<percent>\d+)%\|[^|]*\|\s*(?P<rest>.*)$")
+# A line of tqdm: a description, the percentage, a bar, and then counts, times, rate and loss.
+PROGRESS = re.compile(r"^(?P<description>.*?):?\s+(?P<percent>\d+)%\|[^|]*\|\s*(?P<rest>.*)$")
 STYLES: dict[State, str] = {
-    **{"unchanged": "dim", "cached": "cyan", "running": "", "retried": "yellow"},
+    **{"unchanged": "dim", "absent": "dim", "restored": "cyan", "pulled": "cyan"},
+    **{"remade": "cyan", "cached": "cyan", "running": "", "retried": "yellow"},
     **{"done": "green", "failed": "bold red", "stopped": "yellow", "skipped": "yellow"},
 }
 
 
 def last_line(log: Path, size: int = 4096) -> str:
-    """The last line that stands in `log`; that of a progress bar without the bar."""
+    """The last line of `log`. If it is a progress bar, the bar itself is left out."""
     lines = last_lines(log, size)
     if not lines:
         return ""
-    found = PROGRESS.match(lines[-1])
-    return f"{found['what']} {found['percent']}% {found['rest']}".strip() if found else lines[-1]
+    if not (bar := PROGRESS.match(lines[-1])):
+        return lines[-1]
+    return f"{bar['description']} {bar['percent']}% {bar['rest']}".strip()
 
 
 def last_lines(log: Path, size: int = 4096) -> list[str]:
-    """The last lines of `log`, of at most `size` bytes together."""
+    """The lines in the last `size` bytes of `log`."""
     if not log.exists():
         return []
     with log.open("rb") as file:
@@ -40,11 +42,11 @@ def last_lines(log: Path, size: int = 4096) -> list[str]:
 
 
 class Display:
-    """Tells what becomes of each stage.
+    """Shows the state of each stage.
 
     Args:
-        total: how many stages there are.
-        logs: folder of what the commands print.
+        total: number of stages.
+        logs: folder with the output of the commands.
     """
 
     def __init__(self, console: Console, total: int, logs: Path) -> None:
@@ -62,25 +64,23 @@ class Display:
         self._live.stop()
 
     def on_change(self, stage: str, state: State, note: str = "") -> None:
-        """Print a line, but for stages that need nothing."""
+        """Print a line about `stage`, unless there was nothing to do for it."""
         self._states[stage] = state
         took, ran = "", stage in self._since
         if state in ("running", "retried"):
             self._since.setdefault(stage, time.monotonic())
         elif stage in self._since:
             took = f" in {_duration(time.monotonic() - self._since.pop(stage))}"
-        if state not in ("unchanged", "skipped"):
+        if state not in ("unchanged", "absent", "skipped"):
             line = Text(f"{state:>8} ", STYLES[state]) + Text(f"{stage}{took}", "")
             self._console.print(line + Text(f": {note}" if note else ""), soft_wrap=True)
         if state == "failed" and ran and (lines := last_lines(log_file(self._logs, stage))[-10:]):
             self._console.print(Text("\n".join(f"         | {line}" for line in lines), "dim"))
-            self._console.print(
-                Text(f"         the whole of it: {log_file(self._logs, stage)}", "dim")
-            )
+            self._console.print(Text(f"         full log: {log_file(self._logs, stage)}", "dim"))
         self.refresh()
 
     def refresh(self) -> None:
-        """Draw the table anew."""
+        """Draw the table again."""
         if self._live.is_started:
             self._live.update(self._table())
 
@@ -96,7 +96,7 @@ class Display:
         return table
 
     def summary(self) -> str:
-        """How many stages are in which state, in words."""
+        """The number of stages in each state, such as `3 done, 1 failed`."""
         counts = Counter(self._states.values())
         waiting = self._total - sum(counts.values())
         names = [(str(state), counts[state]) for state in STYLES if counts[state]]

@@ -1,7 +1,12 @@
-"""Reproduce a graph of stages, as many commands at a time as there are places for them."""
+"""Reproduce a graph of stages, with as many commands at a time as the engine has places.
+
+A stage is settled when nothing is left to do for it. A stage is looked at as soon as the stages
+before it are settled. If it has to run and an input is absent, the schedule brings this input from
+DVC's cache or from a remote. Otherwise it opens the stage that makes the input again, and this
+stage runs first.
+"""
 
 import contextlib
-import heapq
 import json
 import signal
 import threading
@@ -10,67 +15,36 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
-from dvc_parallel.bookkeeping import Bookkeeping, Stage, commands
+from dvc_parallel.bookkeeping import Bookkeeping, Error, NotAvailableError, commands
 from dvc_parallel.engines import Engine
+from dvc_parallel.files import replacing
+from dvc_parallel.outcome import Observer, Outcome, State, log_file
 from dvc_parallel.records import Records
+from dvc_parallel.stage_status import Output, Stage
 from dvc_parallel.worker import Job
 
 LOOK_EVERY = 0.25  # seconds between looks at progress and signals
 WRITE_EVERY = 30.0  # seconds between writes of dvc.lock
 SAME_SIGNAL = 0.5  # seconds in which some programs send one signal twice
-GIVE_UP_AFTER = 3.0  # seconds after which what should have been killed is left alone
-
-State = Literal["unchanged", "cached", "running", "retried", "done", "failed", "stopped", "skipped"]
-
-
-def log_file(folder: Path, stage: str) -> Path:
-    """The file of `folder` that takes what the commands of `stage` print."""
-    return folder / f"{stage.replace('/', '_')}.log"
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Whom the schedule tells what happens."""
-
-    def on_change(self, stage: str, state: State, note: str = "") -> None:
-        """`stage` is now in `state`."""
-
-    def refresh(self) -> None:
-        """A moment has passed."""
-
-
-@dataclass
-class Outcome:
-    """What became of the stages, by name.
-
-    Attributes:
-        signal: which one ended the reproduction early, if any did.
-    """
-
-    states: dict[str, State] = field(default_factory=dict)
-    not_stored: list[str] = field(default_factory=list)
-    signal: int | None = None
-
-    def named(self, state: State) -> list[str]:
-        """Stages that ended in `state`."""
-        return [name for name, found in self.states.items() if found == state]
+GIVE_UP_AFTER = 3.0  # seconds after which a command that was to be killed is left alone
 
 
 class Schedule:
     """One reproduction.
 
     Args:
-        plan: stages in DVC's order, and which of them each waits for.
-        logs: folder that takes what each command prints.
-        before_first: called once, before the first stage that is not up to date is touched.
-        records: told where and in what time each stage ran.
-        devices: GPUs that stages are given, one each, which limits how many run at a time; None
-            leaves that to the commands.
+        plan: stages in DVC's order, each with the stages that it waits for.
+        logs: folder for what the commands print.
+        before_first: called once, before the schedule touches the first stage that has to run.
+        records: keeps where and in what time each stage ran.
+        devices: GPUs, of which each stage gets one. This limits how many stages run at a time. None
+            leaves the GPUs to the commands.
+        why_not: from the name of a stage to the reason why it must not run only because an output
+            of it is absent. An empty text means that it may.
     """
 
     def __init__(
@@ -85,75 +59,69 @@ class Schedule:
         before_first: Callable[[], None] = lambda: None,
         records: Records | None = None,
         devices: list[str] | None = None,
+        why_not: Callable[[str], str] = lambda stage: "",
     ) -> None:
         self._book, self._plan, self._engine, self._observer = book, plan, engine, observer
         self._logs, self._force, self._keep_going = logs, force, keep_going
         self._before_first: Callable[[], None] | None = before_first
-        self._records, self._devices = records, devices
-        self._place = {stage: number for number, stage in enumerate(self._order())}
+        self._records, self._devices, self._why_not = records, devices, why_not
+        self._order = _most_awaited_first(plan)
+        self._unsettled = {*plan}
+        self._to_run: set[Stage] = set()  # of the unsettled stages, those that have to run
+        self._to_remake: set[Stage] = set()  # of these, those that are unchanged
+        self._given_inputs: set[Stage] = set()  # stages for which absent inputs were brought
         self._running: dict[Future[int], Stage] = {}
         self._used: dict[Stage, str] = {}
         self._retried: set[Stage] = set()
-        self._dead: set[Stage] = set()  # failed, or waiting for what has failed
+        self._dead: set[Stage] = set()  # stages after a failed one
         self._stop = logs / f".stop-{uuid.uuid4().hex[:8]}"
         self._written = time.monotonic()
         self._no_more = False
         self._signalled, self._killed = 0.0, 0.0  # when the first and the second signal came
-        self._claims: dict[Stage, list[Path]] = {}
+        self._markers: dict[Stage, list[Path]] = {}
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
-        """Reproduce all stages of the plan; signals stop the commands, which may save their state.
+        """Reproduce all stages of the plan. Signals stop the commands, which may save their state.
 
         Raises:
-            InputError: `before_first` does; nothing has been touched.
+            Exception: `before_first` raised it, and nothing has been touched.
         """
         self._logs.mkdir(parents=True, exist_ok=True)
-        sorter = TopologicalSorter(self._plan)
-        sorter.prepare()
         with self._signals():
             try:
-                self._go(sorter)
+                self._go()
             except BaseException:
                 self._ask_to_stop(signal.SIGTERM)
                 wait(self._running)
                 raise
             finally:
                 self._book.write_lock()
-                for file in (
-                    self._stop,
-                    *(claim for own in self._claims.values() for claim in own),
-                ):
+                markers = [marker for each in self._markers.values() for marker in each]
+                for file in (self._stop, *markers):
                     file.unlink(missing_ok=True)
         return self.outcome
 
-    def _go(self, sorter: "TopologicalSorter[Stage]") -> None:
-        changed: list[tuple[int, Stage]] = []
-        while sorter.is_active():
-            ready = sorted(sorter.get_ready(), key=self._place.__getitem__)
-            if ready or (changed and self._has_place()):
+    def _go(self) -> None:
+        while self._unsettled:
+            while ready := [stage for stage in self._order if self._is_ready(stage)]:
                 with self._book.locked():
                     for stage in ready:
-                        if self._is_to_do(stage):
-                            heapq.heappush(changed, (self._place[stage], stage))
-                        else:
-                            sorter.done(stage)
-                    while changed and self._has_place():
-                        stage = heapq.heappop(changed)[1]
-                        if not self._begin(stage):
-                            sorter.done(stage)
+                        if self._is_ready(stage):  # an earlier one may have opened its needs again
+                            self._advance(stage)
             if self._running:
-                for stage in self._finished():
-                    sorter.done(stage)
+                self._look_after_ended()
+            elif self._unsettled:
+                time.sleep(LOOK_EVERY)  # the engine has lost its places
 
-    def _order(self) -> list[Stage]:
-        """Stages by how many others wait for them one after the other, and then as DVC has them."""
-        depth: dict[Stage, int] = {}
-        for stage in reversed([*TopologicalSorter(self._plan).static_order()]):
-            depth.setdefault(stage, 0)
-            for before in self._plan[stage]:
-                depth[before] = max(depth.get(before, 0), depth[stage] + 1)
-        return sorted(self._plan, key=lambda stage: -depth[stage])
+    def _is_ready(self, stage: Stage) -> bool:
+        """Whether there is something to do for `stage` now."""
+        running = self._running.values()
+        if stage not in self._unsettled or stage in running or self._plan[stage] & self._unsettled:
+            return False
+        if stage in self._to_remake and any(stage in self._plan[reader] for reader in running):
+            return False  # it would remove what they read
+        return stage not in self._to_run or self._has_place() or self._is_skipped(stage)
 
     def _has_place(self) -> bool:
         places = self._engine.places()
@@ -161,35 +129,58 @@ class Schedule:
             places = min(places, len(self._devices))
         return len(self._running) < places
 
-    def _is_to_do(self, stage: Stage) -> bool:
-        if stage in self._dead or self._no_more:
-            self._tell(stage, "skipped")
-            return False
-        try:
-            if self._force or self._book.changed(stage):
-                return True
-        except Exception as error:  # as in DVC, whatever it is: this stage has failed
-            self._fail(stage, str(error))
-            return False
-        self._tell(stage, "unchanged")
-        return False
+    def _is_skipped(self, stage: Stage) -> bool:
+        return stage in self._dead or self._no_more
 
-    def _begin(self, stage: Stage) -> bool:
-        """Start `stage`; whether its command runs now."""
-        if self._no_more:
-            self._tell(stage, "skipped")
-            return False
+    def _advance(self, stage: Stage) -> None:
+        """Look at `stage`, which is ready, and start it if it has to run and there is a place."""
+        if self._is_skipped(stage):
+            self._settle(stage, "skipped")
+            return
+        try:
+            if stage not in self._to_run:
+                self._look_at(stage)
+        except Exception as error:  # as in DVC, any error means that this stage has failed
+            self._fail(stage, str(error))
+        if stage not in self._to_run or not self._has_place():
+            return
         if self._before_first:
             self._before_first()
             self._before_first = None
         try:
-            if not self._book.begin(stage, self._force):
-                self._tell(stage, "cached", self._record(stage))
-                self.outcome.not_stored += self._book.not_stored(stage)
-                return False
-        except Exception as error:  # as in DVC, whatever it is: this stage has failed
+            self._begin(stage)
+        except Exception as error:
+            self._book.abandon(stage)
+            self._used.pop(stage, None)
             self._fail(stage, str(error))
-            return False
+
+    def _look_at(self, stage: Stage) -> None:
+        """Settle `stage`, or find that it has to run."""
+        if self._force:
+            self._to_run.add(stage)
+            return
+        status = self._book.status(stage)
+        if status in ("changed", "missing"):
+            self._to_run.add(stage)
+        elif stage.addressing in self.outcome.states:
+            self._unsettled.discard(stage)  # it was settled before, and it still is
+        else:
+            self._settle(stage, "absent" if status == "absent" else "unchanged")
+
+    def _begin(self, stage: Stage) -> None:
+        """Start `stage`, unless the run cache has its outputs or an input has to be made first."""
+        is_remake = stage in self._to_remake
+        if not self._has_inputs(stage):
+            return
+        may_be_done = stage in self._given_inputs and not (self._force or is_remake)
+        if may_be_done and self._book.status(stage) in ("unchanged", "absent"):
+            self._settle(stage, "unchanged")  # all its inputs are here now, and it has not changed
+            return
+        if not self._book.begin(stage, self._force or is_remake):
+            note = self._record(stage)
+            self.outcome.not_stored += self._book.not_stored(stage)
+            self._settle(stage, "cached", note)
+            return
         if self._devices is not None:
             free = [*self._devices]
             for name in self._used.values():
@@ -198,7 +189,29 @@ class Schedule:
         log_file(self._logs, stage.addressing).write_bytes(b"")
         self._submit(stage)
         self._tell(stage, "running")
-        return True
+
+    def _has_inputs(self, stage: Stage) -> bool:
+        """Bring the absent inputs of `stage`; False if stages have to run again to make them.
+
+        Raises:
+            Error: an input cannot be brought, and the stage that makes it must not run.
+        """
+        absent, remakes = self._book.absent_inputs(stage), []
+        for maker, outputs in absent.items():
+            try:
+                self._tell(maker, self._book.bring(outputs))
+            except NotAvailableError as error:
+                reason = self._why_not(maker.addressing)
+                if not reason and maker not in self._plan:
+                    reason = f"{maker.addressing} is not among the stages that were asked for"
+                if reason:
+                    raise Error(needs(maker, outputs, f"{error}; {reason}")) from None
+                remakes.append(maker)
+        if absent:
+            self._given_inputs.add(stage)
+        for stages in (self._to_remake, self._to_run, self._unsettled):
+            stages.update(remakes)
+        return not remakes
 
     def _submit(self, stage: Stage) -> None:
         environment = {
@@ -208,40 +221,36 @@ class Schedule:
         }
         if self._used.get(stage):
             environment["CUDA_VISIBLE_DEVICES"] = self._used[stage]
-        log = str(log_file(self._logs, stage.addressing).resolve())
-        stop = str(self._stop.resolve())
-        claim = self._stop.with_suffix(f".claim-{uuid.uuid4().hex[:8]}")
-        self._claims.setdefault(stage, []).append(claim)
-        told = (log, stop, str(claim.resolve()))
-        job = Job(stage.addressing, commands(stage), stage.wdir, environment, *told)
+        log = log_file(self._logs, stage.addressing)
+        marker = self._stop.with_suffix(f".marker-{uuid.uuid4().hex[:8]}")
+        self._markers.setdefault(stage, []).append(marker)
+        files = [str(path.resolve()) for path in (log, self._stop, marker)]
+        job = Job(stage.addressing, commands(stage), stage.wdir, environment, *files)
         self._running[self._engine.submit(job)] = stage
 
-    def _finished(self) -> Iterator[Stage]:
-        """Stages whose command has ended since the last look, looked after."""
+    def _look_after_ended(self) -> None:
+        """Wait a moment for commands that end, and settle or retry their stages."""
         ended, _ = wait(self._running, LOOK_EVERY, FIRST_COMPLETED)
         if self._killed and time.monotonic() - self._killed > GIVE_UP_AFTER:
             for future in self._running:
-                future.cancel()  # nobody is there to end it: the worker is lost
+                future.cancel()  # its worker is lost, and nobody can end it
         for future in ended:
             stage = self._running.pop(future)
             error = CancelledError("given up") if future.cancelled() else future.exception()
-            status = -signal.SIGKILL if error else future.result()
+            code = -signal.SIGKILL if error else future.result()
             if error and not self.outcome.signal:
                 self._book.abandon(stage)
                 self._fail(stage, f"{type(error).__name__}: {error}")
-            elif self._tried_again(stage, status):
-                continue
-            else:
-                self._settle(stage, status)
-            yield stage
+            elif not self._is_retried(stage, code):
+                self._conclude(stage, code)
         if time.monotonic() - self._written > WRITE_EVERY:
             self._book.write_lock()
             self._written = time.monotonic()
         self._observer.refresh()
 
-    def _tried_again(self, stage: Stage, status: int) -> bool:
-        """Whether `stage` runs once more: it was killed, and what it saved of its work is there."""
-        if status >= 0 or self._no_more or stage in self._retried:
+    def _is_retried(self, stage: Stage, code: int) -> bool:
+        """Whether `stage` runs again: it was killed, and it may go on from what it saved."""
+        if code >= 0 or self._no_more or stage in self._retried:
             return False
         self._retried.add(stage)
         try:
@@ -250,81 +259,111 @@ class Schedule:
             self._tell(stage, "retried", f"not possible: {error}")
             return False
         self._submit(stage)
-        self._tell(stage, "retried", f"its process ended by signal {-status}")
+        self._tell(stage, "retried", f"its process ended by signal {-code}")
         return True
 
-    def _settle(self, stage: Stage, status: int) -> None:
-        """Store the results of `stage`, or let go of it."""
+    def _conclude(self, stage: Stage, code: int) -> None:
+        """Store the outputs of `stage`, whose command has ended, or report its failure."""
         self._used.pop(stage, None)
-        if status == 0:
+        if code == 0:
             try:
-                self._book.end(stage, self._engine.at_once)
-                unkept = self._record(stage)
-                self.outcome.not_stored += self._book.not_stored(stage)
-            except Exception as error:  # as in DVC, whatever it is: this stage has failed
+                self._store(stage)
+            except Exception as error:  # as in DVC, any error means that this stage has failed
                 self._fail(stage, str(error))
-            else:
-                self._tell(stage, "done", unkept)
             return
-        unkept = self._record(stage, ended=False)
+        warning = self._record(stage, ended=False)
         self._book.abandon(stage)
-        if self.outcome.signal and status < 0:
-            self._tell(stage, "stopped", unkept)
+        if self.outcome.signal and code < 0:
             self._dead |= self._dependents(stage)
+            self._settle(stage, "stopped", warning)
         else:
-            how = f"exit code {status}" if status > 0 else f"signal {-status}"
-            self._fail(stage, "; ".join(filter(None, [how, unkept])))
+            how = f"exit code {code}" if code > 0 else f"signal {-code}"
+            self._fail(stage, "; ".join(filter(None, [how, warning])))
+
+    def _store(self, stage: Stage) -> None:
+        """Store the outputs of `stage` and settle it.
+
+        A stage that was only run again keeps its record, unless its outputs differ now.
+
+        Raises:
+            Error: they differ, and a settled stage that must not run depends on them.
+        """
+        differing = self._book.differing(stage) if stage in self._to_remake else []
+        for later in self._settled_after(stage):
+            reason = self._why_not(later.addressing)
+            if reason and self._book.reads(later, differing):
+                self._book.discard(stage)
+                outputs = ", ".join(map(str, differing))
+                text = f"it ran again and made another {outputs} than dvc.lock records"
+                raise Error(f"{text}; {later.addressing} depends on it; {reason}")
+        is_same = stage in self._to_remake and not differing
+        self._book.end(stage, self._engine.at_once)
+        note = "" if is_same else self._record(stage)
+        self.outcome.not_stored += self._book.not_stored(stage)
+        self._settle(stage, "remade" if is_same else "done", note)
 
     def _record(self, stage: Stage, ended: bool = True) -> str:
-        """Keep what is told of the run of `stage`.
+        """Keep where and in what time `stage` ran.
 
         Returns:
-            A warning where that failed, whatever the reason: the stage is what it is without.
+            A warning if that failed. The results of the stage are valid without a record.
         """
         if self._records is None or not self._book.has_entry(stage):
             return ""
         try:
             entry = self._book.entry(stage)
-            self._records.add(stage.addressing, entry, self._told(stage), ended)
+            self._records.add(stage.addressing, entry, self._attempts(stage), ended)
         except Exception as error:
             return f"warning: no record kept of its run: {type(error).__name__}: {error}"
         return ""
 
-    def _told(self, stage: Stage) -> list[dict[str, Any]]:
-        """What the workers say of the attempts at `stage`."""
-        told = []
-        for claim in self._claims.get(stage, []):
+    def _attempts(self, stage: Stage) -> list[dict[str, Any]]:
+        """What the workers wrote about each attempt at `stage`."""
+        attempts = []
+        for marker in self._markers.get(stage, []):
             with contextlib.suppress(OSError, ValueError):  # lost with its worker
-                said = json.loads(claim.read_text())
-                if isinstance(said, dict):
-                    told.append(said)
-        return told
+                attempt = json.loads(marker.read_text())
+                if isinstance(attempt, dict):
+                    attempts.append(attempt)
+        return attempts
 
     def _fail(self, stage: Stage, why: str) -> None:
         self._dead |= self._dependents(stage)
         self._no_more |= not self._keep_going
-        self._tell(stage, "failed", why)
+        self._settle(stage, "failed", why)
+
+    def _settle(self, stage: Stage, state: State, note: str = "") -> None:
+        """Nothing is left to do for `stage`; stages that read its new outputs are open again."""
+        for stages in (self._unsettled, self._to_run, self._to_remake):
+            stages.discard(stage)
+        if state in ("done", "cached") and not self._force:
+            self._unsettled.update(self._settled_after(stage))
+        self._tell(stage, state, note)
+
+    def _settled_after(self, stage: Stage) -> list[Stage]:
+        """Settled stages that wait for `stage`: there are some only if it was opened again."""
+        later = {other for other, needed in self._plan.items() if stage in needed}
+        return [*(later - self._unsettled - self._dead)]
 
     def _dependents(self, stage: Stage) -> set[Stage]:
-        found = {stage}
+        reached = {stage}
         for later in TopologicalSorter(self._plan).static_order():
-            if self._plan[later] & found:
-                found.add(later)
-        return found - {stage}
+            if self._plan[later] & reached:
+                reached.add(later)
+        return reached - {stage}
 
     def _tell(self, stage: Stage, state: State, note: str = "") -> None:
         self.outcome.states[stage.addressing] = state
         self._observer.on_change(stage.addressing, state, note)
 
     def _ask_to_stop(self, number: int) -> None:
-        partial = self._stop.with_suffix(".partial")
-        with contextlib.suppress(OSError):  # on a full disk the commands go on to their end
+        # On a full disk, the commands go on to their end.
+        with contextlib.suppress(OSError), replacing(self._stop) as partial:
             partial.write_text(str(int(number)))
-            partial.replace(self._stop)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Hand signals on to all commands: the first as SIGTERM, a second one as SIGKILL."""
+        """Pass signals on to all commands: the first as SIGTERM, a second one as SIGKILL."""
 
         def stop(number: int, frame: object) -> None:
             now = time.monotonic()
@@ -338,11 +377,27 @@ class Schedule:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ours = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        heard = [number for number in ours if signal.getsignal(number) != signal.SIG_IGN]  # nohup
-        before = {number: signal.signal(number, stop) for number in heard}
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # A signal that is ignored stays so: `nohup` ignores SIGHUP.
+        active = [number for number in handled if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in active}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def needs(maker: Stage, outputs: list[Output], why: str) -> str:
+    """Why a stage cannot run: it needs `outputs` of `maker`, and these cannot be brought."""
+    return f"it needs {', '.join(map(str, outputs))} of {maker.addressing}; {why}"
+
+
+def _most_awaited_first(plan: Mapping[Stage, set[Stage]]) -> list[Stage]:
+    """Stages by the length of the longest chain that waits for them, and then as DVC has them."""
+    depth: dict[Stage, int] = {}
+    for stage in reversed([*TopologicalSorter(plan).static_order()]):
+        depth.setdefault(stage, 0)
+        for before in plan[stage]:
+            depth[before] = max(depth.get(before, 0), depth[stage] + 1)
+    return sorted(plan, key=lambda stage: -depth[stage])

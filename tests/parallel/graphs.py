@@ -17,8 +17,9 @@ Stages = dict[str, dict[str, Any]]
 DRIVER = """
 import json, sys
 from pathlib import Path
-from dvc_parallel.bookkeeping import Bookkeeping, params_parsed_once
+from dvc_parallel.bookkeeping import Bookkeeping
 from dvc_parallel.engines import open_engine
+from dvc_parallel.params_cache import params_parsed_once
 from dvc_parallel.records import Records
 from dvc_parallel.schedule import Schedule
 

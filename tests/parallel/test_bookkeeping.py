@@ -19,7 +19,8 @@ from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import modify_yaml
 from parallel.graphs import Graph, Stages, random_stages
 
-from dvc_parallel.bookkeeping import Bookkeeping, Error, params_parsed_once
+from dvc_parallel.bookkeeping import Bookkeeping, Error
+from dvc_parallel.params_cache import params_parsed_once
 
 READ = "if you upgrade DVC, read docs/parallel.md first"
 

@@ -17,7 +17,7 @@ from project import Project
 from rich.console import Console
 
 from dvc_parallel.display import Display, last_line
-from dvc_parallel.schedule import log_file
+from dvc_parallel.outcome import log_file
 from toycircuits.commands import repro as command
 
 RUN = "list_copy_10"
@@ -59,8 +59,8 @@ def test_bad_input_is_one_line_and_touches_nothing(
 def test_a_target_that_is_nothing_says_where_to_look(project: Project) -> None:
     code, _, err = project.run("toycircuits", "repro", "list_copy")
     assert code == 2
-    hint = "`dvc stage list` lists the stages, and a run or an experiment stands for its own"
-    assert one_line(err).endswith(f"; {hint}; experiments: {RUN}")
+    allowed = "a stage (`dvc stage list`), a run (`toycircuits list`) or an experiment"
+    assert one_line(err).endswith(f"; allowed: {allowed}: {RUN}")
 
 
 @pytest.mark.slow
@@ -93,9 +93,9 @@ PARAMS: dict[str, Any] = {
     ],
 )
 def test_experiments_and_runs_stand_for_their_last_stages(target: str, stages: list[str]) -> None:
-    known = {"publish", "train", "train@r"}
-    assert command._meant(target, known, PARAMS) == stages
-    assert command._meant(target, known, {"experiments": None}) == [target]
+    names = {"publish", "train", "train@r"}
+    assert command._stages_of(target, names, PARAMS) == stages
+    assert command._stages_of(target, names, {"experiments": None}) == [target]
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_dry_says_what_would_run_and_what_may(project: Project) -> None:
     assert code == 0
     assert out.splitlines() == [
         f"Running stage 'generate@{RUN}':",
-        f"> python stages/generate.py {RUN} list_copy",
+        f"> PYTHONPATH=src python stages/generate.py {RUN} list_copy",
         f"may run then: train@{RUN}, measure@{RUN}",
     ]
     _, out, _ = project.run("toycircuits", "repro", "--dry", "--force", f"train@{RUN}")
@@ -131,9 +131,10 @@ def test_an_experiment_and_a_run_are_targets(tmp_path: Path) -> None:
     run = "linear_regression_h1"
     _, out, _ = project.run("toycircuits", "repro", "--dry", run)
     (may,) = [line for line in out.splitlines() if line.startswith("may run")]
-    told = may.removeprefix("may run then: ").split(", ")
-    assert told[0] == f"train@{run}"
-    assert sorted(told[1:]) == [f"ablate@{run}", f"measure@{run}"]  # in either order
+    stages = may.removeprefix("may run then: ").split(", ")
+    assert stages[0] == f"train@{run}"
+    follow = [f"ablate@{run}", f"measure@{run}", f"release@{run}"]
+    assert sorted(stages[1:]) == follow  # the order depends on the graph
     code, out, _ = project.run("toycircuits", "repro", "--dry", "linear_regression")
     assert code == 0
     assert project.run("toycircuits", "repro", "--dry", "section@linear_regression")[1] == out
@@ -160,7 +161,7 @@ def test_a_failure_shows_its_last_lines_and_what_waits_for_it(tmp_path: Path) ->
     assert project.run("toycircuits", "repro")[0] == 0
     code, _, err = project.run("toycircuits", "repro")
     assert (code, err) == (0, "Data and pipelines are up to date.\n")
-    figures = project.folder / "src/toycircuits/experiments/list_copy/figures.py"
+    figures = project.folder / "src/toycircuits/experiments/list_copy/figures/draw.py"
     figures.write_text(figures.read_text() + "\n")
     for words in (["toycircuits", "repro"], ["python", "-m", "dvc", "repro"]):
         _, out, _ = project.run(*words, "--dry")

@@ -72,7 +72,7 @@ def test_what_was_run_before_comes_from_the_run_cache(tmp_path: Path) -> None:
     assert set(states.values()) == {"cached"}
     assert graph.lock() == first
     (graph.folder / "out/0").unlink()
-    assert of(graph.run(), "cached") == {"s0"}
+    assert of(graph.run(), "absent") == {"s0"}
     assert set(graph.run(force=True).values()) == {"done"}
 
 

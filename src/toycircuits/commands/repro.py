@@ -1,10 +1,16 @@
-"""`toycircuits repro`: from its options to a schedule, and from the outcome to an exit code."""
+"""`toycircuits repro`: reproduce stages side by side.
 
+A stage whose outputs are merely absent counts as done. If another stage needs these outputs, they
+come from DVC's cache or a remote, or the stage that makes them runs again. Only trainings never run
+again for this reason.
+"""
+
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +20,25 @@ from rich.console import Console
 from dvc_parallel.bookkeeping import (
     Bookkeeping,
     Error,
-    Stage,
-    commands,
-    params_parsed_once,
     tried_with_this_dvc,
 )
 from dvc_parallel.display import Display
 from dvc_parallel.engines import NAMES, open_engine
 from dvc_parallel.errors import UsageError
 from dvc_parallel.fork_starter import Preload
+from dvc_parallel.outcome import Outcome, State
+from dvc_parallel.params_cache import params_parsed_once
 from dvc_parallel.records import Records
-from dvc_parallel.schedule import Outcome, Schedule, State
+from dvc_parallel.schedule import Schedule
+from dvc_parallel.stage_status import Stage
 from dvc_parallel.worker import ANSWER_WITHIN
+from toycircuits.commands.dry_run import UP_TO_DATE, are, dry_run
 from toycircuits.commands.fresh import orphans
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
-from toycircuits.core.paths import RECORDS, RESUME
+from toycircuits.core.paths import LOGS, PAGE, RECORDS, REPORTS, RESUME
 
-LOGS = Path("logs")
-PAGE = Path("reports/index.html")
-CODE = ("dvc.yaml", "src", "stages")  # settings are recorded by themselves
+CODE = ("dvc.yaml", "src", "stages")  # a record also has the params, so they are not here
 # What stages import. None of it may start threads or look at a device. The code of this project is
 # not among it: each command imports the code that is there when it starts.
 PRELOAD = Preload(
@@ -44,7 +49,6 @@ PRELOAD = Preload(
     ),
     fresh=("toycircuits",),
 )
-UP_TO_DATE = "Data and pipelines are up to date."  # as DVC says it
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,12 @@ def reproduce(
     """Reproduce `targets` of the project in the working folder; the exit code.
 
     Args:
-        targets: names of stages, or of experiments and runs, which stand for what they end with.
-        scale: if it is not that of params.yaml, reproduce in a folder of its name.
+        targets: names of stages, experiments or runs. An experiment or a run stands for its last
+            stages.
+        scale: reproduce this scale in a copy of the project, in the folder of this name.
 
     Raises:
-        InputError: a setting, a target, or the engine.
+        InputError: a setting, a target or the engine is wrong.
     """
     if engine not in NAMES:
         raise InputError(f"--engine: found {engine!r}; allowed: {', '.join(NAMES)}")
@@ -85,8 +90,9 @@ def reproduce(
     params = read_params()
     with _usage_errors(), params_parsed_once(), ExitStack() as stack:
         book, plan = _plan(targets, options, params)
+        why_not = _why_not(scale)
         if options.dry:
-            return _dry(book, plan, options.force)
+            return dry_run(book, plan, options.force, why_not)
         if not tried_with_this_dvc():
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
@@ -106,16 +112,17 @@ def reproduce(
             before_first=lambda: _check(params),
             records=records,
             devices=_devices(options.per_device) if engine == "local" else None,
+            why_not=why_not,
         )
         outcome = schedule.run()
     code = _report(console, outcome, display)
-    ran = [name for name, state in outcome.states.items() if state in ("done", "cached")]
+    ran = [*outcome.named("done"), *outcome.named("cached")]
     for experiment in _entries(params, "experiments"):
         if f"render@{experiment}" in ran:
-            place = os.path.relpath(tree / "reports" / experiment, source)
+            place = os.path.relpath(tree / REPORTS / experiment, source)
             console.print(f"{experiment}: {place}/figures, summary and tables")
     if "report" in ran:
-        console.print(f"all of it on one page: {os.path.relpath(tree / PAGE, source)}")
+        console.print(f"all results on one page: {os.path.relpath(tree / PAGE, source)}")
     return code
 
 
@@ -131,59 +138,67 @@ def _usage_errors() -> Iterator[None]:
 def _plan(
     targets: Sequence[str], options: Options, params: Mapping[str, Any]
 ) -> tuple[Bookkeeping, dict[Stage, set[Stage]]]:
-    """The books of the project in the working folder, and the stages that `targets` ask for."""
+    """DVC's repository in the working folder, and the stages that `targets` ask for."""
     hint = ""
     try:
         book = Bookkeeping(".")
-        stages = [stage for target in targets for stage in _meant(target, book.names(), params)]
+        names = book.names()
+        stages = [stage for target in targets for stage in _stages_of(target, names, params)]
         if targets:
             listed = ", ".join(_entries(params, "experiments"))
-            hint = "; `dvc stage list` lists the stages, and a run or an experiment stands for its"
-            hint += f" own; experiments: {listed}"
+            hint = "; allowed: a stage (`dvc stage list`), a run (`toycircuits list`)"
+            hint += f" or an experiment: {listed}"
         return book, book.plan(stages, options.single_item, options.downstream)
     except Error as error:
         raise InputError(" ".join(str(error).split()) + hint) from None
 
 
-def _meant(target: str, known: Container[str], params: Mapping[str, Any]) -> list[str]:
+def _stages_of(target: str, names: Container[str], params: Mapping[str, Any]) -> list[str]:
     """Stages that `target` stands for: itself, or the last ones of an experiment or a run."""
-    if target in known:
+    if target in names:
         return [target]
     if target in _entries(params, "experiments"):
         return [f"section@{target}"]
     if target in _entries(params, "runs"):
         return [f"ablate@{target}", f"measure@{target}"]
-    return [target]  # a file perhaps; DVC says if there is no such thing
+    return [target]  # it may be a file; DVC says so if there is no such thing
 
 
 def _entries(params: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """What stands at `key`; nothing if it is no mapping, of which others tell."""
+    """The mapping at `key`; empty if something else is there, which `toycircuits check` reports."""
     entries = params.get(key)
     return entries if isinstance(entries, dict) else {}
 
 
-def _dry(book: Bookkeeping, plan: Mapping[Stage, set[Stage]], force: bool) -> int:
-    """Print what would run, and what may, as it reads what those make.
+def _why_not(scale: str | None) -> Callable[[str], str]:
+    """A function from the name of a stage to why it must not run only because an output is absent.
 
-    `dvc repro --dry` names the first alone, and fails where a result does not exist yet.
+    This is so for trainings. The text says how long one took, and the command that starts it.
     """
-    would, may = list[Stage](), list[Stage]()
-    for stage, needs in plan.items():
-        if needs & {*would, *may} and not force:
-            may.append(stage)
-        elif force or book.changed(stage):
-            would.append(stage)
-            print(f"Running stage '{stage.addressing}':")
-            print(*(f"> {command}" for command in commands(stage)), sep="\n")
-    if may:
-        print("may run then:", ", ".join(stage.addressing for stage in may))
-    if not would:
-        print(UP_TO_DATE)
-    return 0
+    records: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        records = json.loads(RECORDS.read_text(encoding="utf-8"))
+    command = "toycircuits repro" + (f" --scale {scale}" if scale else "")
+
+    def why_not(stage: str) -> str:
+        if stage.partition("@")[0] != "train":
+            return ""
+        seconds = records.get(stage, {}).get("seconds")
+        took = f"this training took {_duration(seconds)} when it was recorded; " if seconds else ""
+        return f"{took}`{command} --force {stage}` trains again"
+
+    return why_not
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever is easy to read."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def _check(params: Mapping[str, Any]) -> None:
-    """Validate the chosen scale before anything of it runs, and tell of tables without a run."""
+    """Validate the scale before a stage of it runs, and name folders of tables without a run."""
     from toycircuits.core.fast_import import import_transformer_lens
 
     import_transformer_lens()
@@ -192,14 +207,14 @@ def _check(params: Mapping[str, Any]) -> None:
     validate(params, [str(params.get("scale", ""))])
     validate_claims(params, Path("claims"))
     for folder in orphans(Path.cwd(), params):
-        text = "tables of no run in params.yaml, which figures would go on showing; remove them"
+        text = "these tables belong to no run of params.yaml; remove them, or figures show them"
         print(f"note: {folder}: {text}", file=sys.stderr)
 
 
 def _devices(per_device: int) -> list[str] | None:
-    """Names of GPUs, each as often as it may be used at a time; None if there are none to share.
+    """Names of GPUs, each as often as stages may use it at a time; None if there are no GPUs.
 
-    An empty name stands for a device that the commands know by themselves.
+    An empty name stands for the device that TOYCIRCUITS_DEVICE names for all commands.
     """
     asked = os.environ.get("TOYCIRCUITS_DEVICE", "auto")
     if asked.startswith("cuda:"):
@@ -224,11 +239,13 @@ def _devices(per_device: int) -> list[str] | None:
 
 
 def _report(console: Console, outcome: Outcome, display: Display) -> int:
-    """Say how it ended; the exit code."""
-    if not set(outcome.states.values()) - {"unchanged"}:
+    """Print how the reproduction ended; the exit code."""
+    if {*outcome.states.values()} <= {"unchanged", "absent"}:
         console.print(UP_TO_DATE)
-        return 0
-    console.print(display.summary())
+    else:
+        console.print(display.summary())
+    for line in _what_became_of_absent_outputs(outcome):
+        console.print(line, soft_wrap=True)
     headings: dict[State, str] = {"failed": "failed", "stopped": "stopped", "skipped": "not run"}
     for state, text in headings.items():
         if names := outcome.named(state):
@@ -240,3 +257,16 @@ def _report(console: Console, outcome: Outcome, display: Display) -> int:
         console.print("The same command goes on from here.")
         return 128 + outcome.signal
     return int(bool(outcome.named("failed") or outcome.not_stored))
+
+
+def _what_became_of_absent_outputs(outcome: Outcome) -> Iterator[str]:
+    """A line for each thing that was done about absent outputs, or not done."""
+    if names := outcome.named("absent"):
+        yield f"{are(names, 'done')}; the outputs are not on this machine"
+    if names := outcome.named("restored"):
+        yield f"{are(names, 'done')}; needed outputs came from DVC's cache: {', '.join(names)}"
+    if names := outcome.named("pulled"):
+        yield f"{are(names, 'done')}; needed outputs came from the remote: {', '.join(names)}"
+    if names := outcome.named("remade"):
+        text = f"{are(names, 'unchanged')}, and ran again because outputs were needed and absent"
+        yield f"{text}: {', '.join(names)}"
