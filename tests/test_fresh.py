@@ -11,7 +11,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from toycircuits.commands.fresh import absent, orphans, outdated, stale
-from toycircuits.commands.show import NOT_HERE, listing
+from toycircuits.commands.list_runs import NOT_HERE, listing
 from toycircuits.core.config import InputError, read_params
 
 STAGES = """\
@@ -146,7 +146,7 @@ stages:
       outs:
         - reports/e/tables/${key}/measure.csv:
             cache: false
-  check:
+  judge:
     foreach: ${experiments}
     do:
       cmd: echo outcome > reports/e/claims.csv; mkdir reports/e/summary
@@ -161,7 +161,9 @@ FILES = {
     "dvc.yaml": EXPERIMENT,
     "params.yaml": (
         "scale: quick\nexperiments: {e: {slice: s}}\n"
-        "runs:\n  a: {experiment: e, slice: s}\n  b: {experiment: e, slice: s}\n"
+        "runs:\n"
+        "  a: {experiment: e, slice: s, final: artifacts/trajectories/e/a}\n"
+        "  b: {experiment: e, slice: s, final: artifacts/trajectories/e/b}\n"
         "quick: {e: {train: {weight_seeds: [0]}}}\n"
     ),
     "generate.py": (
@@ -182,15 +184,15 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment of two runs, reproduced and committed."""
     return made_of(tmp_path_factory.mktemp("experiment"), FILES)
 
 
 @pytest.fixture
-def folder(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that, which is the working folder."""
-    shutil.copytree(kept, tmp_path / "copy")
+    shutil.copytree(experiment, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -290,7 +292,21 @@ def test_what_dvc_cannot_read_is_not_fresh(
 
 
 @pytest.mark.slow
+def test_where_git_cannot_look_nothing_is_said_to_be_missing(folder: Path) -> None:
+    (folder / ".git/index").write_text("damaged")
+    with pytest.raises(InputError, match="git cannot list the results: .*index file") as error:
+        stale(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_result_that_git_has_and_the_folder_lacks_is_named(folder: Path) -> None:
+    (folder / "reports/e/claims.csv").unlink()
+    assert stale(folder) == ["not there: reports/e/claims.csv"]
+
+
+@pytest.mark.slow
 def test_a_locked_project_is_not_fresh(folder: Path) -> None:
     with Repo(str(folder)) as repo, repo.lock, pytest.raises(InputError) as error:
         outdated(folder)
-    assert "up to date: ERROR: Unable to acquire lock." in str(error.value)
+    assert "up to date: Unable to acquire lock." in str(error.value)

@@ -142,7 +142,9 @@ def _results(root: Path) -> Finding:
         return Finding("results", "warning", detail, "`toycircuits repro` brings them up to date")
     detail = "belong to code and params"
     if absent(root):
-        advice = "`dvc pull` brings them from a remote; `toycircuits repro` trains again"
+        advice = (
+            "`dvc pull` brings them from a remote; `toycircuits repro --force train@RUN` trains"
+        )
         detail += "; checkpoints of the trainings are not here"
         return Finding("results", "ok", detail, advice)
     return Finding("results", "ok", detail)

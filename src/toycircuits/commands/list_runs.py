@@ -13,8 +13,8 @@ from toycircuits.core.config import Run, find_run
 
 COLORS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 NOT_HERE = (
-    "checkpoints of the trainings are not here: `dvc pull` brings them from a remote, "
-    "`toycircuits repro` trains again"
+    "checkpoints of trainings are not here, and are needed only to study the training: `dvc pull` "
+    "brings them from a remote, `toycircuits repro --force train@RUN` trains a run again"
 )
 
 
