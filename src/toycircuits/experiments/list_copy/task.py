@@ -53,8 +53,7 @@ class DataSettings(TaskSettings):
         layout: what the model is given and which predictions count; see the module's docstring.
         n_symbols: the numbers are 0 .. n_symbols - 1; the separator is the token n_symbols.
         n_lists: `next_token` only: number of random training lists; lists may repeat.
-        n_sampled: `next_token` only: number of random lists for a second accuracy, as in the
-            original study. The first accuracy is over all lists.
+        n_sampled: `next_token` only: number of random lists for the original study's accuracy.
         train_fraction: `in_place` only: share of all lists to train on.
         seed: seed of the random lists, or of the split.
     """
@@ -108,8 +107,7 @@ class TrainSettings(train_settings.TrainSettings):
 
     Attributes:
         drop_last: leave out the rows that do not fill a batch.
-        reshuffle: draw a new order of the rows for each epoch; otherwise all epochs repeat the
-            first order.
+        reshuffle: draw a new order of the rows for each epoch, and not one order for all.
     """
 
     batch_size: int = Field(ge=1)
@@ -156,8 +154,7 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
 
     Returns:
         inputs [n_train, pos], targets [n_train, scored]: the training lists.
-        all_inputs [n_symbols^2, pos], all_targets [n_symbols^2, scored]: all lists, in
-            lexicographic order.
+        all_inputs [n_symbols^2, pos], all_targets [n_symbols^2, scored]: all lists, sorted.
         sampled [n_sampled] (`next_token`): rows of all lists, drawn with repetitions.
         validation [n_symbols^2 - n_train] (`in_place`): rows of all lists that are not trained on.
 
@@ -220,9 +217,7 @@ def batches(
 
 
 def scored_positions(targets: Int[Tensor, "list scored"]) -> tuple[int, ...]:
-    """Positions of the predictions that have these targets.
-
-    Layouts differ in the number of their targets, so that this number names the layout.
+    """Positions of the predictions with these targets, whose number differs between layouts.
 
     >>> scored_positions(torch.tensor([[8, 3]]))
     (3, 4)
