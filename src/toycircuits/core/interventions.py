@@ -14,6 +14,8 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+# The columns of the row of a table in which nothing is ablated.
+UNABLATED: dict[str, str | int] = dict.fromkeys(("component", "layer", "head", "method"), "none")
 Method: TypeAlias = Literal["zero", "mean", "uniform", "weight_zero"]
 HEAD_AXIS = {"hook_q": 2, "hook_k": 2, "hook_v": 2, "hook_z": 2}
 HEAD_AXIS |= {"hook_attn_scores": 1, "hook_pattern": 1}

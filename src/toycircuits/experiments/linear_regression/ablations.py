@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from toycircuits.core.config import InputError, Settings
-from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.interventions import UNABLATED, Ablation, ablated, mean_activations
 from toycircuits.experiments.linear_regression.model import InContextAttention
 from toycircuits.experiments.linear_regression.task import DataSettings
 
-UNABLATED = {"component": "none", "layer": "", "head": "", "method": "none"}
+WHOLE_MODEL = UNABLATED | {"layer": "", "head": ""}  # no layer and no head is meant
 
 
 class AblateSettings(Settings):
@@ -67,6 +67,6 @@ def ablate(
         with torch.no_grad(), ablated(model, [ablation] if ablation else [], means):
             error = (model(z, z_q)[:, 0] - y_q).double().pow(2).mean().item()
         explained = 1 - error / y_q.double().pow(2).mean().item()
-        columns = ablation.columns if ablation else UNABLATED
+        columns = ablation.columns if ablation else WHOLE_MODEL
         rows.append(columns | {"loss": error, "accuracy": explained})
     return pd.DataFrame(rows)

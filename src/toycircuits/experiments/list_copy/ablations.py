@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from toycircuits.core.config import InputError, Settings
-from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.interventions import UNABLATED, Ablation, ablated, mean_activations
 from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.list_copy.task import (
     POSITIONS,
@@ -30,7 +30,6 @@ KINDS = (
     Ablation("pattern", "blocks.{}.attn.hook_pattern", "mean"),
     Ablation("value", "blocks.{}.attn.hook_v", "zero"),
 )
-UNABLATED = {"component": "none", "layer": "none", "head": "none", "method": "none"}
 Step = tuple[dict[str, str | int], list[Ablation]]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from toycircuits.core.config import Settings
-from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.interventions import UNABLATED, Ablation, ablated, mean_activations
 from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.modular_arithmetic.task import (
     LAST,
@@ -17,7 +17,7 @@ from toycircuits.experiments.modular_arithmetic.task import (
     cross_entropy,
 )
 
-UNABLATED = {"component": "none", "layer": "", "head": "", "method": "none"}
+WHOLE_MODEL = UNABLATED | {"layer": "", "head": ""}  # no layer and no head is meant
 
 
 class AblateSettings(Settings):
@@ -61,7 +61,7 @@ def ablate(
         for pairs in ("train", "test"):
             index = data[pairs]
             row = {
-                **(ablation.columns if ablation else UNABLATED),
+                **(ablation.columns if ablation else WHOLE_MODEL),
                 "pairs": pairs,
                 "loss": cross_entropy(logits[index], labels[index]).item(),
                 "accuracy": accuracy(logits[index], labels[index]),

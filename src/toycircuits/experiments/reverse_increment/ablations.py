@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from toycircuits.core.config import Settings
-from toycircuits.core.interventions import Ablation, ablated, mean_activations
+from toycircuits.core.interventions import UNABLATED, Ablation, ablated, mean_activations
 from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.reverse_increment.task import (
     DataSettings,
@@ -23,7 +23,6 @@ from toycircuits.experiments.reverse_increment.task import (
 
 WEIGHTS = {"W_out": "mlp.W_out", "W_O": "attn.W_O"}
 OUTPUTS = ("mlp_out", "attn_out")
-UNABLATED = {"component": "none", "layer": "none", "head": "none", "method": "none"}
 
 
 class AblateSettings(Settings):
