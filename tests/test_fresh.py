@@ -294,7 +294,7 @@ def test_what_dvc_cannot_read_is_not_fresh(
 @pytest.mark.slow
 def test_where_git_cannot_look_nothing_is_said_to_be_missing(folder: Path) -> None:
     (folder / ".git/index").write_text("damaged")
-    with pytest.raises(InputError, match="git cannot list the results: .*index file") as error:
+    with pytest.raises(InputError, match=r"git cannot list the results: .*index file") as error:
         stale(folder)
     assert "\n" not in str(error.value)
 

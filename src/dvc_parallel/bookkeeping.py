@@ -120,7 +120,7 @@ class Bookkeeping:
         with self.locked():
             wanted = collect_stages(self.repo, targets) if targets else [*self._stages]
         steps = wanted if single_item else plan_repro(self._graph, wanted, downstream=downstream)
-        # `collect_stages` loads stages again. The hashes of the graph's own objects are kept.
+        # `collect_stages` loads stages again. Later steps compare hashes of the graph's objects.
         loaded = {stage: stage for stage in self._graph}
         steps = [loaded[stage] for stage in steps]
         self._order = steps
