@@ -233,6 +233,7 @@ class Project:
         return YAML(typ="safe").load((self.folder / "params.yaml").read_text())
 
     def write_params(self, params: Any) -> None:
+        params = json.loads(json.dumps(params))  # of an object met twice, YAML writes an alias
         with (self.folder / "params.yaml").open("w") as file:
             YAML().dump(params, file)
 

@@ -108,7 +108,8 @@ def test_its_results_are_fresh_though_git_does_not_know_them(project: Project) -
     assert fresh() == (0, "")
     table = quick / f"reports/{RUN}/claims.csv"
     table.unlink()
-    assert fresh() == (1, f"not there: reports/{RUN}/claims.csv\n")
+    reader = f"Running stage 'section@{RUN}':"
+    assert fresh() == (1, f"{reader}\nnot there: reports/{RUN}/claims.csv\n")
     reproduced(project)
 
 
