@@ -160,7 +160,6 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("released:\n  - r\n", "", "released: missing key; allowed is a list"),
         ("released:\n  - r\n", "released: r\n", "released: found 'r'; allowed is a list"),
         ("released:\n  - r\n", "released: [r]\n", f"released: {LAYOUT}"),
-        ("released:\n  - r\n", "released:\n- r\n", f"released: {LAYOUT}"),
         (SMALL[SMALL.index("  e:\n\n") :], "", "quick: found None; allowed is a mapping"),
         ("quick:\n", "fast: 3\nquick:\n", "fast: found 3; allowed is a mapping"),
     ],

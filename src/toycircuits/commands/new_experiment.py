@@ -128,13 +128,18 @@ def _add_entry(text: str, key: str, entry: str) -> str:
     'a:\n  b: 1\n  e: 3\n\nc:\n  d: 2\n'
     >>> _add_entry("a:\n  - b", "a", "- c\n")
     'a:\n  - b\n  - c\n'
+    >>> _add_entry("a:\n- b\nc: 1\n", "a", "- c\n")
+    'a:\n- b\n- c\nc: 1\n'
     """
     text = text if text.endswith("\n") else f"{text}\n"
-    block = re.search(rf"^{re.escape(key)}:[^\n]*\n(?:[ \t][^\n]*\n|\n(?=\s))*", text, re.MULTILINE)
+    block = re.search(
+        rf"^{re.escape(key)}:[^\n]*\n(?:(?:[ \t]|- )[^\n]*\n|\n(?=\s))*", text, re.MULTILINE
+    )
     if block is None:
         return text
     end = len(text[: block.end()].rstrip()) + 1
-    return text[:end] + textwrap.indent(entry, "  ") + text[end:]
+    indent = "" if "\n- " in block[0] else "  "  # DVC writes lists without an indent
+    return text[:end] + textwrap.indent(entry, indent) + text[end:]
 
 
 def _write(contents: Mapping[Path, str], partial: Path, path: Path) -> None:
