@@ -10,8 +10,9 @@ reproduce: setup
 	toycircuits repro --scale quick
 
 # Test files run in alphabetical order. The order of xdist would run a file with one long test last, alone.
+# Each process uses one thread. Idle threads of OpenBLAS spin, and take cores from the other processes.
 test: setup lint
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) fresh
 
 # The fast tests and one small pipeline, at the lowest versions that pyproject.toml allows. Warnings of

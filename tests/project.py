@@ -252,9 +252,10 @@ class Project:
         out, err = process.communicate(timeout=1500)
         return process.returncode, out, err
 
-    def repro(self, *arguments: str) -> set[str]:
+    def repro(self, *arguments: str, **environment: str) -> set[str]:
         """Run `dvc repro`; names of the stages that ran."""
-        code, out, err = self.run("python", "-m", "dvc", "repro", *arguments)
+        command = ("python", "-m", "dvc", "repro", *arguments)
+        code, out, err = self.run(*command, env=self.environment | environment)
         assert code == 0, out + err
         return set(re.findall(r"^Running stage '([^']+)'", out, re.MULTILINE))
 
