@@ -302,6 +302,22 @@ class Bookkeeping:
         """Outputs of a finished `stage` that DVC's cache lacks: DVC ignores a full disk."""
         return [str(out) for out in stage.outs if out.use_cache and out.changed_cache()]
 
+    def store(self, stage: Stage) -> list[str]:
+        """Put outputs that are in the workspace, but not in DVC's cache, into the cache.
+
+        Call it for an unchanged `stage` only, because dvc.lock keeps its entry.
+
+        Returns:
+            The outputs that could not be stored.
+        """
+        outputs = [o for o in stage.outs if o.use_cache and o.exists and o.changed_cache()]
+        if outputs:
+            with self.locked(), self._path_lock([], [out.fs_path for out in outputs]):
+                for out in outputs:
+                    with contextlib.suppress(DvcException, OSError):  # looked for below
+                        out.commit()
+        return [str(out) for out in outputs if out.changed_cache()]
+
     def write_lock(self) -> None:
         """Enter all finished stages in dvc.lock. New stages stand in the order of the plan."""
         with self.locked():

@@ -165,6 +165,7 @@ class Schedule:
         elif stage.addressing in self.outcome.states:
             self._unsettled.discard(stage)  # it was settled before, and it still is
         else:
+            self.outcome.not_stored += self._book.store(stage)
             self._settle(stage, "absent" if status == "absent" else "unchanged")
 
     def _begin(self, stage: Stage) -> None:

@@ -94,6 +94,14 @@ def test_what_is_merely_absent_is_done_and_stays_absent(folder: Path) -> None:
     assert not any((folder / name).exists() for name in CACHED)
 
 
+def test_what_only_the_cache_lacks_is_stored_in_it(folder: Path, reproduced: Path) -> None:
+    shutil.copy(reproduced / "weights", folder / "weights")
+    assert run()[0]["train"] == "unchanged"
+    remove(folder, "weights")
+    (folder / "s").write_text("edited")
+    assert run()[0]["train"] == "restored"
+
+
 def test_a_deleted_output_that_git_carries_is_not_merely_absent(folder: Path) -> None:
     remove(folder, "all")
     states, _ = run()

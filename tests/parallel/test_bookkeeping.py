@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from dvc.data_cloud import DataCloud
 from dvc.dependency import param
-from dvc.dvcfile import Lockfile, ProjectFile
+from dvc.dvcfile import Lockfile, ProjectFile, load_file
 from dvc.fs import LocalFileSystem, localfs
 from dvc.output import Output
 from dvc.repo import Repo
@@ -17,6 +18,7 @@ from dvc.stage import PipelineStage, Stage, run
 from dvc.stage.cache import StageCache
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import modify_yaml
+from dvc_data.hashfile.tree import Tree
 from parallel.graphs import Graph, Stages, random_stages
 
 from dvc_parallel.bookkeeping import Bookkeeping, Error
@@ -41,7 +43,18 @@ def test_dvc_is_the_version_that_was_read() -> None:
         (Stage.run, "self dry no_commit force allow_missing no_download kwargs"),
         (StageCache.restore, "self stage run_cache pull dry"),
         (StageCache.save, "self stage"),
+        (Stage.changed_stage, "self"),
         (Output.changed_cache, "self filter_info"),
+        (Output.workspace_status, "self"),
+        (Output.get_obj, "self filter_info kwargs"),
+        (
+            Output.checkout,
+            "self force progress_callback relink filter_info allow_missing kwargs",
+        ),
+        (DataCloud.pull, "self objs jobs remote odb"),
+        (load_file, "repo path kwargs"),
+        (Tree.add, "self key meta oid"),
+        (Tree.digest, "self with_meta name"),
         (rwlock, "tmp_dir fs cmd read write hardlink"),
         (param.read_param_file, "fs path key_paths flatten load_kwargs"),
         (reproduction.collect_stages, "repo targets recursive glob"),
@@ -72,7 +85,20 @@ SAVE = """
 """
 
 
+# What decides in DVC 3.67 whether a stage has changed, as `stage_status.status` does.
+CHANGED = """
+        is_changed = (
+            # Short-circuit order: stage md5 is fast,
+            # deps are expected to change
+            self.changed_stage()
+            or self.changed_deps(allow_missing=allow_missing, upstream=upstream)
+            or self.changed_outs(allow_missing=allow_missing)
+        )
+"""
+
+
 def test_the_code_that_ours_stands_for_is_unchanged() -> None:
+    assert CHANGED.strip() in inspect.getsource(Stage.changed), READ
     assert inspect.getsource(Stage.save).strip() == SAVE.strip(), READ
     assert PipelineStage.save is Stage.save
     restoring = inspect.getsource(run.run_stage)
@@ -111,8 +137,8 @@ def test_a_file_of_params_is_parsed_once_and_again_when_it_changes(
     expected = param.read_param_file(fs, str(path), odd, flatten=True)
     with params_parsed_once():
         assert param.read_param_file(fs, str(path), odd, flatten=True) == expected
-        found = param.read_param_file(fs, str(path), ["a.*"], flatten=False)
-    assert found == {"a": {"b": 1.0, "c": {}}}
+        values = param.read_param_file(fs, str(path), ["a.*"], flatten=False)
+    assert values == {"a": {"b": 1.0, "c": {}}}
 
 
 @pytest.mark.slow

@@ -240,7 +240,7 @@ def _devices(per_device: int) -> list[str] | None:
 
 def _report(console: Console, outcome: Outcome, display: Display) -> int:
     """Print how the reproduction ended; the exit code."""
-    if {*outcome.states.values()} <= {"unchanged", "absent"}:
+    if {*outcome.states.values()} <= {"unchanged", "absent"} and not outcome.not_stored:
         console.print(UP_TO_DATE)
     else:
         console.print(display.summary())
