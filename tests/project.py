@@ -233,9 +233,11 @@ class Project:
         return YAML(typ="safe").load((self.folder / "params.yaml").read_text())
 
     def write_params(self, params: Any) -> None:
-        params = json.loads(json.dumps(params))  # of an object met twice, YAML writes an alias
+        params = json.loads(json.dumps(params))  # else YAML writes aliases
+        yaml = YAML()
+        yaml.indent(sequence=4, offset=2)  # as in the project's own file
         with (self.folder / "params.yaml").open("w") as file:
-            YAML().dump(params, file)
+            yaml.dump(params, file)
 
     def start(self, *command: str, **options: Any) -> "subprocess.Popen[str]":
         """A command in the copy, in a process group of its own; `python` is this one."""
