@@ -149,6 +149,8 @@ class Schedule:
             self._before_first = None
         try:
             self._begin(stage)
+        except NotAvailableError as error:  # this says nothing about the stages beside it
+            self._fail(stage, str(error), ends_all=False)
         except Exception as error:
             self._book.abandon(stage)
             self._used.pop(stage, None)
@@ -195,7 +197,7 @@ class Schedule:
         """Bring the absent inputs of `stage`; False if stages have to run again to make them.
 
         Raises:
-            Error: an input cannot be brought, and the stage that makes it must not run.
+            NotAvailableError: an input cannot be brought, and the stage that makes it must not run.
         """
         absent, remakes = self._book.absent_inputs(stage), []
         for maker, outputs in absent.items():
@@ -206,7 +208,8 @@ class Schedule:
                 if not reason and maker not in self._plan:
                     reason = f"{maker.addressing} is not among the stages that were asked for"
                 if reason:
-                    raise Error(needs(maker, outputs, f"{error}; {reason}")) from None
+                    text = needs(maker, outputs, f"{error}; {reason}")
+                    raise NotAvailableError(text) from None
                 remakes.append(maker)
         if absent:
             self._given_inputs.add(stage)
@@ -328,9 +331,9 @@ class Schedule:
                     attempts.append(attempt)
         return attempts
 
-    def _fail(self, stage: Stage, why: str) -> None:
+    def _fail(self, stage: Stage, why: str, ends_all: bool = True) -> None:
         self._dead |= self._dependents(stage)
-        self._no_more |= not self._keep_going
+        self._no_more |= ends_all and not self._keep_going
         self._settle(stage, "failed", why)
 
     def _settle(self, stage: Stage, state: State, note: str = "") -> None:

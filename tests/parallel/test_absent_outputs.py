@@ -146,6 +146,14 @@ def test_a_training_does_not_run_because_its_output_is_absent(folder: Path) -> N
     assert run()[0]["train"] == "done", "a training that has changed runs"
 
 
+def test_a_stage_without_its_inputs_keeps_no_other_from_running(folder: Path) -> None:
+    for name in ("s", "b"):
+        (folder / name).write_text("edited")
+    states, _ = run()
+    assert (states["study"], states["page_b"]) == ("failed", "done")
+    assert (states["page_a"], states["page"]) == ("skipped", "skipped")
+
+
 def test_without_a_reason_any_stage_runs_again(folder: Path) -> None:
     (folder / "s").write_text("edited")
     states, notes = run(refused={})

@@ -24,7 +24,7 @@ def fsck(root: Path, remove: bool) -> bool:
         if remove:
             path.unlink()
     if objects and remove:
-        hint = "removed; delete the results that came from them, and run `toycircuits repro`"
+        hint = "removed; `toycircuits repro --force STAGE` makes the outputs of a stage again"
     else:
         hint = "`toycircuits fsck --remove` removes them"
     if objects:
