@@ -100,7 +100,7 @@ def _checkpoint(files: Files, trajectory: Trajectory, step: int, run: str) -> Pa
     Raises:
         InputError: it is not here; the message says what is, and how to get checkpoints.
     """
-    hint = f"`toycircuits repro train@{run}` or `dvc pull train@{run}` brings them"
+    hint = f"`dvc pull train@{run}` brings them, `toycircuits repro --force train@{run}` trains"
     try:
         checkpoint = files.get(trajectory.path(step))
         names = files.names(trajectory.folder) if checkpoint is None else []
