@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from toycircuits.core.config import InputError, read_params, scales
 from toycircuits.core.paths import claims_file, weights_file
+from toycircuits.core.replace import replacing
 
 TEMPLATE = Path(__file__).with_name("template")
 KINDS = {dict: "a mapping with entries", list: "a list with entries"}
@@ -43,9 +44,8 @@ def create(root: Path, name: str) -> list[Path]:
     _check_free(root, name, files, params, entries)
 
     path = path.resolve()  # params.yaml may be a link
-    partial = path.with_name(f".{path.name}.partial")
-    contents = {partial: _with_entries(path.read_bytes().decode(), params, entries)}
-    _write(contents | {root / file: text for file, text in files.items()}, partial, path)
+    text = _with_entries(path.read_bytes().decode(), params, entries)
+    _write({root / file: content for file, content in files.items()}, path, text)
     return [*files, Path("params.yaml")]
 
 
@@ -142,17 +142,18 @@ def _add_entry(text: str, key: str, entry: str) -> str:
     return text[:end] + textwrap.indent(entry, indent) + text[end:]
 
 
-def _write(contents: Mapping[Path, str], partial: Path, path: Path) -> None:
-    """Write all files, and then move the one at `partial` to `path`; on failure leave nothing."""
+def _write(files: Mapping[Path, str], path: Path, text: str) -> None:
+    """Write new `files` and replace the file at `path` by `text`; on failure leave nothing."""
     written: list[Path] = []
     try:
-        for file, text in contents.items():
-            written += [folder for folder in reversed(file.parents) if not folder.exists()]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            written.append(file)
-            file.write_bytes(text.encode())
-        shutil.copymode(path, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            for file, content in files.items():
+                written += [folder for folder in reversed(file.parents) if not folder.exists()]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                written.append(file)
+                file.write_bytes(content.encode())
+            partial.write_bytes(text.encode())
+            shutil.copymode(path, partial)
     except BaseException:
         for file in reversed(written):
             with contextlib.suppress(OSError):  # the file that failed may not exist
