@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from toycircuits.experiments.linear_regression.model import InContextAttention, build
 from toycircuits.experiments.linear_regression.task import (
@@ -31,19 +33,37 @@ def training_start(
     query = sample(train.batch_size, task, generator)["z_q"][0, : task.d]
     generator.manual_seed(seed)
     network = build(model.settings, task, generator)
-    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[train.optimizer]
-    options = {"betas": train.betas, "weight_decay": train.weight_decay}
-    optimizer = kind(network.parameters(), lr=train.lr, fused=True, **options)
-    losses = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        value = loss(network, sample(train.batch_size, task, generator))
-        value.backward()
-        optimizer.step()
-        losses.append(value.item())
+    first = loss(network, sample(train.batch_size, task, generator))
+    _update(list(network.parameters()), first, train)
+    second = loss(network, sample(train.batch_size, task, generator))
+    losses = [first.item(), second.item()]
     items = {"first_query": query.tolist(), "loss": losses}
     return pd.DataFrame(
         {"item": item, "index": index, "value": value}
         for item, values in items.items()
         for index, value in enumerate(values)
+    )
+
+
+@torch.no_grad()
+def _update(parameters: list[Tensor], value: Tensor, train: TrainSettings) -> None:
+    """The first step of PyTorch's optimizer, down the gradient of `value`.
+
+    By its function: to make one of its optimizer classes loads torch's compiler, for seconds.
+    """
+    zeros = [[torch.zeros_like(parameter) for parameter in parameters] for _ in range(2)]
+    {"Adam": adam, "AdamW": adamw}[train.optimizer](
+        parameters,
+        list(torch.autograd.grad(value, parameters)),
+        *zeros,
+        [],
+        [torch.zeros(()) for _ in parameters],  # steps done
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        lr=train.lr,
+        beta1=train.betas[0],
+        beta2=train.betas[1],
+        eps=1e-8,  # PyTorch's default
+        weight_decay=train.weight_decay,
     )
