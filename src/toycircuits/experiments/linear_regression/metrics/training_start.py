@@ -47,15 +47,16 @@ def training_start(
 
 @torch.no_grad()
 def _update(parameters: list[Tensor], value: Tensor, train: TrainSettings) -> None:
-    """The first step of PyTorch's optimizer, down the gradient of `value`.
+    """Change `parameters` by the first step of PyTorch's optimizer along the gradient of `value`.
 
-    By its function: to make one of its optimizer classes loads torch's compiler, for seconds.
+    This calls the function behind the optimizer's class. The class loads torch's compiler first,
+    which takes three seconds.
     """
-    zeros = [[torch.zeros_like(parameter) for parameter in parameters] for _ in range(2)]
     {"Adam": adam, "AdamW": adamw}[train.optimizer](
         parameters,
         list(torch.autograd.grad(value, parameters)),
-        *zeros,
+        [torch.zeros_like(parameter) for parameter in parameters],  # means of gradients
+        [torch.zeros_like(parameter) for parameter in parameters],  # and of their squares
         [],
         [torch.zeros(()) for _ in parameters],  # steps done
         fused=True,
