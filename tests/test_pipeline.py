@@ -102,7 +102,8 @@ def test_every_stage_says_what_it_does_and_is_tested() -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The copy, after one run of everything."""
     copy = Project(tmp_path_factory.mktemp("pipeline") / "project")
-    ran = copy.repro(OMP_NUM_THREADS="2")  # no byte depends on how many threads there are
+    # No byte depends on how many threads there are. Those of OpenBLAS are not to spin meanwhile.
+    ran = copy.repro(OMP_NUM_THREADS="2", OPENBLAS_THREAD_TIMEOUT="4")
     verbs = ("generate", "render", "judge", "section")
     experiments = {f"{verb}@{name}" for verb in verbs for name in PARAMS["experiments"]}
     runs = {
