@@ -25,15 +25,15 @@ def main(run_name: str, device: Device = "auto") -> None:
         run = config.find_run(config.read_params(), run_name)
         ablations = load_ablations(run.entry.slice)
         settings = run.section("ablate", ablations.AblateSettings)
-        place = prepare(device)
+        torch_device = prepare(device)
         data_file = paths.data_file(run.entry.experiment)
         read = functools.lru_cache(1)(read_data)  # the models of a run have the same data settings
         tables = []
-        for trained in load_final_models(run.final, place):
-            task, how = trained.data_settings, trained.train_settings
-            data = how.select(read(data_file, task, place))
+        for trained in load_final_models(run.final, torch_device):
+            task, train = trained.data_settings, trained.train_settings
+            data = train.select(read(data_file, task, torch_device))
             with config.at_key(run.key):
-                settings.check(task, how)
+                settings.check(task, train)
                 table = ablations.ablate(trained.model, data, task, settings)
             tables.append(trained.label(table))
         path = paths.tables(run.entry.experiment) / run_name / "ablations.csv"

@@ -26,20 +26,20 @@ def main(run_name: str, device: Device = "auto") -> None:
         run = config.find_run(config.read_params(), run_name)
         metrics = load_metrics(run.entry.slice)
         settings = run.section("measure", metrics.MeasureSettings)
-        place = prepare(device)
+        torch_device = prepare(device)
         data_file = paths.data_file(run.entry.experiment)
         folder = paths.trajectories(run_name)
         read = functools.lru_cache(1)(read_data)  # the models of a run have the same data settings
         parts = defaultdict(list)
-        for trained in load_final_models(folder, place):
-            task, how = trained.data_settings, trained.train_settings
-            data = how.select(read(data_file, task, place))
+        for trained in load_final_models(folder, torch_device):
+            task, train = trained.data_settings, trained.train_settings
+            data = train.select(read(data_file, task, torch_device))
             with config.at_key(run.key):
-                settings.check(task, how)
+                settings.check(task, train)
                 states = trained.states(folder)
                 tables, values = metrics.measure(trained.model, states, data, task, settings)
             if start := getattr(metrics, "training_start", None):
-                tables["training_start"] = start(data, task, how, trained.model)
+                tables["training_start"] = start(data, task, train, trained.model)
             tables["metrics"] = pd.DataFrame({"metric": [*values], "value": [*values.values()]})
             for name, table in tables.items():
                 parts[name].append(trained.label(table))

@@ -25,13 +25,13 @@ def main(run_name: str, device: Device = "auto") -> None:
     with config.exit_on_bad_input():
         run = config.find_run(config.read_params(), run_name)
         settings = read_settings(run)
-        place = prepare(device)
+        torch_device = prepare(device)
         data_file = paths.data_file(run.entry.experiment)
-        data = read_data(data_file, settings.data, place)
+        data = read_data(data_file, settings.data, torch_device)
         folder = paths.RESUME / run_name
         with only_process(folder):
             try:
-                log, checkpoints = train_run(run, settings, data, data_file, folder, place)
+                log, checkpoints = train_run(run, settings, data, data_file, folder, torch_device)
             except DivergedError as error:
                 print(f"error: {error}", file=sys.stderr)
                 raise SystemExit(1) from None
@@ -42,7 +42,7 @@ def main(run_name: str, device: Device = "auto") -> None:
             shutil.rmtree(out, ignore_errors=True)  # what an older run by hand may have left
             for name, trajectory in checkpoints.items():
                 shutil.copytree(trajectory, out / name)
-            table = paths.tables(run.entry.experiment) / run_name / "training.csv"
+            table = paths.training_table(run.entry.experiment, run_name)
             table.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(log).to_csv(table, index=False, float_format=paths.FLOAT_FORMAT)
             shutil.rmtree(folder)

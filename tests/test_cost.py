@@ -96,7 +96,7 @@ def test_readers_and_what_follows_them_are_counted(
     [
         ("params.yaml", "params.yaml: the cost depends on what you edit in it; "),
         ("dvc.yaml", "dvc.yaml: the cost depends on what you edit in it; "),
-        ("page", "page: stages write there; give a path of code, claims or records"),
+        ("page", "page: stages write results there; name a file or folder of code or claims"),
         ("weights/a/1.txt", "a/1.txt: no such file or folder in the project "),
         ("..", ": no such file or folder in the project "),
     ],

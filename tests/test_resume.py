@@ -1,5 +1,7 @@
 """A training that was killed continues, and ends with the same bytes."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from toycircuits.core import training
 from toycircuits.core.batches import BatchStream, full_batch, shuffled_batches
 from toycircuits.core.checkpoints import Trajectory
 from toycircuits.core.train_settings import TrainSettings
+from toycircuits.core.training import StoppedError
 
 CASES: dict[str, tuple[TrainSettings, Callable[[], BatchStream]]] = {
     "full-batch": (settings(checkpoint_every=3), lambda: full_batch(some_data())),
@@ -134,3 +137,24 @@ def test_a_damaged_state_is_ignored(
 
 
 # --- divergence ---
+
+
+@pytest.mark.parametrize("step", [4, 10], ids=["on-the-way", "in-the-last-step"])
+def test_a_signal_stops_the_training_after_its_step(tmp_path: Path, step: int) -> None:
+    """Also in the last step: the caller must not go on to the next model."""
+    calls = 0
+
+    def signal_at_step(model: torch.nn.Module) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == step + 1:  # the first evaluation is that of step 0
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with pytest.raises(StoppedError, match="the same command continues from there") as stop:
+        run(tmp_path / "a", settings(), full_batch(some_data()), evaluate=signal_at_step)
+    assert stop.value.signal == signal.SIGTERM
+    rows, model = run(tmp_path / "a", settings(), full_batch(some_data()))
+    whole_rows, whole = run(tmp_path / "b", settings(), full_batch(some_data()))
+    assert len(rows) == len(whole_rows) == 11
+    assert same(weights(model), weights(whole))

@@ -147,6 +147,35 @@ def test_a_missing_library_is_not_taken_for_a_missing_slice(
         slices.load_task("list_copy")
 
 
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        ("list_copy.ablations", "toycircuits/experiments/list_copy/ablations: missing"),
+        ("list_copy.metrics", "toycircuits/experiments/list_copy/metrics: missing"),
+        ("list_copy.metrics.measure", "toycircuits/experiments/list_copy/metrics/measure: missing"),
+    ],
+)
+def test_a_missing_module_of_a_slice_is_named(
+    monkeypatch: pytest.MonkeyPatch, missing: str, text: str
+) -> None:
+    def fail(name: str) -> ModuleType:
+        raise ModuleNotFoundError(name=f"toycircuits.experiments.{missing}")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    load = slices.load_metrics if "metrics" in missing else slices.load_ablations
+    with pytest.raises(InputError, match=text):
+        load("list_copy")
+
+
+def test_what_a_slice_imports_is_not_taken_for_the_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> ModuleType:
+        raise ModuleNotFoundError(name="toycircuits.core.nothing")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(ModuleNotFoundError):
+        slices.load_task("list_copy")
+
+
 def test_the_contract_needs_neither_torch_nor_pandas() -> None:
     code = "import sys, toycircuits.core.slices; print({'torch', 'pandas'} & {*sys.modules})"
     assert python(SRC, "-c", code, PYTHONPATH=str(SRC)).strip() == "set()"

@@ -37,7 +37,7 @@ FOR_THE_COMMANDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(control: socket.socket, settings: dict[str, list[str]]) -> None:
-    """Import, and then serve; returns in forks alone, at the end of their script."""
+    """Import, and then serve. A fork returns at the end of its script, and the server never."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in FOR_THE_COMMANDS}
     _import(**settings)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes forks that have ended

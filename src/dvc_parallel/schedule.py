@@ -71,12 +71,12 @@ class Schedule:
         self._to_remake: set[Stage] = set()  # of these, those that are unchanged
         self._given_inputs: set[Stage] = set()  # stages for which absent inputs were brought
         self._running: dict[Future[int], Stage] = {}
-        self._used: dict[Stage, str] = {}
+        self._device_of: dict[Stage, str] = {}
         self._retried: set[Stage] = set()
         self._dead: set[Stage] = set()  # stages after a failed one
         self._stop = logs / f".stop-{uuid.uuid4().hex[:8]}"
         self._written = time.monotonic()
-        self._no_more = False
+        self._starts_no_more = False
         self._signalled, self._killed = 0.0, 0.0  # when the first and the second signal came
         self._markers: dict[Stage, list[Path]] = {}
         self.outcome = Outcome()
@@ -130,7 +130,7 @@ class Schedule:
         return len(self._running) < places
 
     def _is_skipped(self, stage: Stage) -> bool:
-        return stage in self._dead or self._no_more
+        return stage in self._dead or self._starts_no_more
 
     def _advance(self, stage: Stage) -> None:
         """Look at `stage`, which is ready, and start it if it has to run and there is a place."""
@@ -153,7 +153,7 @@ class Schedule:
             self._fail(stage, str(error), ends_all=False)
         except Exception as error:
             self._book.abandon(stage)
-            self._used.pop(stage, None)
+            self._device_of.pop(stage, None)
             self._fail(stage, str(error))
 
     def _look_at(self, stage: Stage) -> None:
@@ -186,9 +186,9 @@ class Schedule:
             return
         if self._devices is not None:
             free = [*self._devices]
-            for name in self._used.values():
+            for name in self._device_of.values():
                 free.remove(name)
-            self._used[stage] = free[0]
+            self._device_of[stage] = free[0]
         log_file(self._logs, stage.addressing).write_bytes(b"")
         self._submit(stage)
         self._tell(stage, "running")
@@ -223,8 +223,8 @@ class Schedule:
             **{"DVC_STAGE": stage.addressing, "DVC_ROOT": stage.repo.root_dir},
             **{"TQDM_MININTERVAL": "1"},
         }
-        if self._used.get(stage):
-            environment["CUDA_VISIBLE_DEVICES"] = self._used[stage]
+        if self._device_of.get(stage):
+            environment["CUDA_VISIBLE_DEVICES"] = self._device_of[stage]
         log = log_file(self._logs, stage.addressing)
         marker = self._stop.with_suffix(f".marker-{uuid.uuid4().hex[:8]}")
         self._markers.setdefault(stage, []).append(marker)
@@ -243,6 +243,7 @@ class Schedule:
             error = CancelledError("given up") if future.cancelled() else future.exception()
             code = -signal.SIGKILL if error else future.result()
             if error and not self.outcome.signal:
+                self._device_of.pop(stage, None)
                 self._book.abandon(stage)
                 self._fail(stage, f"{type(error).__name__}: {error}")
             elif not self._is_retried(stage, code):
@@ -254,7 +255,7 @@ class Schedule:
 
     def _is_retried(self, stage: Stage, code: int) -> bool:
         """Whether `stage` runs again: it was killed, and it may go on from what it saved."""
-        if code >= 0 or self._no_more or stage in self._retried:
+        if code >= 0 or self._starts_no_more or stage in self._retried:
             return False
         self._retried.add(stage)
         try:
@@ -268,7 +269,7 @@ class Schedule:
 
     def _conclude(self, stage: Stage, code: int) -> None:
         """Store the outputs of `stage`, whose command has ended, or report its failure."""
-        self._used.pop(stage, None)
+        self._device_of.pop(stage, None)
         if code == 0:
             try:
                 self._store(stage)
@@ -333,11 +334,11 @@ class Schedule:
 
     def _fail(self, stage: Stage, why: str, ends_all: bool = True) -> None:
         self._dead |= self._dependents(stage)
-        self._no_more |= ends_all and not self._keep_going
+        self._starts_no_more |= ends_all and not self._keep_going
         self._settle(stage, "failed", why)
 
     def _settle(self, stage: Stage, state: State, note: str = "") -> None:
-        """Nothing is left to do for `stage`; stages that read its new outputs are open again."""
+        """Mark `stage` as settled. If its outputs are new, look again at what reads them."""
         for stages in (self._unsettled, self._to_run, self._to_remake):
             stages.discard(stage)
         if state in ("done", "cached") and not self._force:
@@ -372,7 +373,7 @@ class Schedule:
         def stop(number: int, frame: object) -> None:
             now = time.monotonic()
             if self.outcome.signal is None:
-                self.outcome.signal, self._no_more, self._signalled = number, True, now
+                self.outcome.signal, self._starts_no_more, self._signalled = number, True, now
                 self._ask_to_stop(signal.SIGTERM)
             elif not self._killed and now - self._signalled > SAME_SIGNAL:
                 self._killed = now

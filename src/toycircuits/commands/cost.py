@@ -18,7 +18,7 @@ PACKAGE = "src/toycircuits/"  # left out in labels of the next two
 CORE = "core/*.py"
 SLICES = tuple(
     f"experiments/*/{name}"
-    for name in ("task.py", "model.py", "ablations.py", "circuit.py", "metrics", "figures")
+    for name in ("task.py", "model.py", "ablations.py", "metrics", "figures")
 )
 FOLDERS = (*(f"{PACKAGE}{name}" for name in ("claims", "report", "commands")), "src/dvc_parallel")
 HEADINGS = ("edit of", "readers", "stale", "trainings", "processor time", "untimed")
@@ -86,7 +86,8 @@ class Stages:
             hint = "edit it, and `toycircuits repro --dry` lists the stages that would run"
             raise InputError(f"{path.name}: the cost depends on what you edit in it; {hint}")
         if any(_overlap(path, output) for output in self._writes):
-            raise InputError(f"{path}: stages write there; give a path of code, claims or records")
+            hint = "name a file or folder of code or claims"
+            raise InputError(f"{path}: stages write results there; {hint}")
         readers = [s for s, inputs in self._reads.items() if any(_overlap(path, i) for i in inputs)]
         stale = self._with_followers(readers)
         names = frozenset(map(_name, stale))

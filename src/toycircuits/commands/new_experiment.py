@@ -80,8 +80,8 @@ def _check_kinds(params: Mapping[str, Any], entries: Mapping[str, str]) -> None:
     for key in entries:
         kind = list if key == "released" else dict
         if not isinstance(params.get(key), kind):
-            found = f"found {params[key]!r}" if key in params else "missing key"
-            raise InputError(f"params.yaml: {key}: {found}; allowed is {KINDS[kind]}")
+            problem = f"found {params[key]!r}" if key in params else "missing key"
+            raise InputError(f"params.yaml: {key}: {problem}; allowed is {KINDS[kind]}")
 
 
 def _check_free(

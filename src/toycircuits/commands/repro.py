@@ -5,12 +5,11 @@ come from DVC's cache or a remote, or the stage that makes them runs again. Only
 again for this reason.
 """
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from toycircuits.commands.fresh import orphans
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
 from toycircuits.core.paths import LOGS, PAGE, RECORDS, REPORTS, RESUME
+from toycircuits.report.provenance import duration, read_records
 
 CODE = ("dvc.yaml", "src", "stages")  # a record also has the params, so they are not here
 # What stages import. None of it may start threads or look at a device. The code of this project is
@@ -92,6 +92,7 @@ def reproduce(
         book, plan = _plan(targets, options, params)
         why_not = _why_not(scale)
         if options.dry:
+            _check(params)
             return dry_run(book, plan, options.force, why_not)
         if not tried_with_this_dvc():
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
@@ -175,26 +176,17 @@ def _why_not(scale: str | None) -> Callable[[str], str]:
 
     This is so for trainings. The text says how long one took, and the command that starts it.
     """
-    records: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        records = json.loads(RECORDS.read_text(encoding="utf-8"))
+    records = read_records(RECORDS) if RECORDS.exists() else {}
     command = "toycircuits repro" + (f" --scale {scale}" if scale else "")
 
     def why_not(stage: str) -> str:
         if stage.partition("@")[0] != "train":
             return ""
         seconds = records.get(stage, {}).get("seconds")
-        took = f"this training took {_duration(seconds)} when it was recorded; " if seconds else ""
+        took = f"this training took {duration(seconds)} when it was recorded; " if seconds else ""
         return f"{took}`{command} --force {stage}` trains again"
 
     return why_not
-
-
-def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever is easy to read."""
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def _check(params: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from toycircuits.core.config import InputError, TaskSettings
 from toycircuits.core.replace import replacing
 
 METADATA_KEY = "toycircuits"  # a single key: safetensors does not preserve the order of several
-MODELS = "members"  # in the metadata of final weights: model name -> metadata of that model
+MODELS = "members"  # key of the file format: model name -> metadata of that model
 Checkpoint: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]  # state dict and metadata
 
 

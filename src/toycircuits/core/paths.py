@@ -29,8 +29,8 @@ def find_root(root: Path | str | None = None) -> Path:
         if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "stages/train.py")):
             return folder
     place = f"{here} and the folders above it" if root is None else root
-    needed = "params.yaml, dvc.yaml and stages/train.py"
-    raise InputError(f"{place}: found no toycircuits project; it has {needed}")
+    hint = "go to a folder that has params.yaml, dvc.yaml and stages/train.py"
+    raise InputError(f"{place}: found no toycircuits project; {hint}")
 
 
 def data_file(experiment: str) -> Path:

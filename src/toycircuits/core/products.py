@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from toycircuits.core.rows import SHARED_FROM, Rows, TokenTable, gather
+from toycircuits.core.rows import Rows, TokenTable, gather
 
-# Rows narrower than this, and products of fewer numbers, are multiplied faster as sums of products;
-# those of more are not, and would fill the memory.
-NARROW, FEW, MANY = 16, 256, 8192
+NARROW = 16  # rows with fewer numbers are multiplied faster as sums
+FEW = 256  # so are products of at most so many numbers
+MANY = 8192  # sums of more numbers would fill the memory
+PAIRS_PER_SEQUENCE = 4  # up to so many pairs for each sequence, a table of all pairs saves time
 
 
 def attention_scores(
@@ -32,7 +33,7 @@ def attention_scores(
 
 def _table_scores(q: TokenTable, k: TokenTable) -> Float[Tensor, "batch head query key"]:
     """Products of queries and keys, each pair of different rows once if there are few pairs."""
-    if len(q.values) * len(k.values) > SHARED_FROM * len(q.tokens):
+    if len(q.values) * len(k.values) > PAIRS_PER_SEQUENCE * len(q.tokens):
         return dot_products(q.gather().transpose(1, 2), k.gather().transpose(1, 2))
     products = q.values.flatten(0, 1).transpose(0, 1) @ k.values.flatten(0, 1).permute(1, 2, 0)
     pairs = q.entries().unsqueeze(2) * products.shape[-1] + k.entries().unsqueeze(1)
@@ -60,8 +61,8 @@ def weighted_sums(
 def _as_sums(d: int, n_pairs: int) -> bool:
     """Whether matrix products of so many pairs of rows of d numbers are better written as sums.
 
-    Thousands of tiny matrix products cost more by being called than by being computed. And the
-    compiler makes one loop of sums and what is around them, but leaves matrix products alone.
+    Calling thousands of tiny matrix products costs more than computing them. And the compiler fuses
+    sums with the code around them, but not matrix products.
     """
     small = d < NARROW or d * n_pairs <= FEW or torch.compiler.is_compiling()
     return small and d * n_pairs <= MANY

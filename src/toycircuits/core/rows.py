@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-SHARED_FROM = 4  # rows of the batch for each entry of a table, from which a table saves time
+ROWS_PER_ENTRY = 4  # a table saves time if the batch has more sequences for each token
 Index: TypeAlias = slice | list[int]  # of positions; a slice where they are adjacent
 
 

@@ -1,4 +1,4 @@
-"""The contract of a slice, module by module, and the only import by name.
+"""What each module of a slice must define, and the functions that import them by name.
 
 A slice is the code of one experiment, or of several that share a task: a folder under
 `toycircuits/experiments/` with the modules below. Each protocol says what one of these modules has
@@ -188,7 +188,10 @@ def _load(slice_name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(f"{PACKAGE}.{slice_name}.{module}")
     except ModuleNotFoundError as error:
-        if error.name and not error.name.startswith("toycircuits"):
-            raise
+        folder = f"{PACKAGE}.{slice_name}"
+        if not error.name or not f"{folder}.{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports one that is not
+        if error.name in (f"{folder}.{module}", f"{folder}.{module.partition('.')[0]}"):
+            raise InputError(f"{error.name.replace('.', '/')}: missing from the slice") from None
         text = f"slice: found {slice_name!r}; there is no such folder under toycircuits/experiments"
         raise InputError(text) from None

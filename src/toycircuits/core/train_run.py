@@ -75,19 +75,19 @@ def train_run(
         DivergedError, StoppedError: as `training.train`, with the name of the model before it.
     """
     task, architecture = load_task(run.entry.slice), load_model(run.entry.slice)
-    how = settings.train
-    if how.compile and not can_compile(device):  # checkpoints record what was done
-        how = how.model_copy(update={"compile": False})
-    selected = how.select(data)
+    train_settings = settings.train
+    if train_settings.compile and not can_compile(device):  # checkpoints record what was done
+        train_settings = train_settings.model_copy(update={"compile": False})
+    selected = train_settings.select(data)
     rows: list[dict[str, Any]] = []
     trajectories: dict[str, Path] = {}
-    models = list(itertools.product(settings.models, how.seed_pairs))
+    models = list(itertools.product(settings.models, train_settings.seed_pairs))
     for number, (variant, (weight_seed, batch_seed)) in enumerate(models, start=1):
         identity = {"variant": variant, "weight_seed": weight_seed, "batch_seed": batch_seed}
         metadata = {
             **{"run": run.name, "experiment": run.entry.experiment, "slice": run.entry.slice},
             **identity,
-            **{"data": settings.data.model_dump(), "train": how.model_dump()},
+            **{"data": settings.data.model_dump(), "train": train_settings.model_dump()},
             "model": settings.models[variant].model_dump(),
         }
         key = result_key(metadata | {"device": str(device)}, data_file)
@@ -96,16 +96,16 @@ def train_run(
             model = architecture.build(settings.models[variant], settings.data, weights).to(device)
         order = weights if batch_seed is None else torch.Generator().manual_seed(batch_seed)
         objective = Objective(
-            stream=task.batches(selected, settings.data, how, order),
+            stream=task.batches(selected, settings.data, train_settings, order),
             loss=task.loss,
             evaluate=functools.partial(task.evaluate, data=selected),
         )
         name = model_name(variant, weight_seed, batch_seed)
-        place = folder / f"{name}-{key[:16]}"
+        model_folder = folder / f"{name}-{key[:16]}"
         label = f"{run.name} {name} ({number} of {len(models)})"
-        log = train(model, objective, how, place, key, metadata, label)
+        log = train(model, objective, train_settings, model_folder, key, metadata, label)
         rows += [{"variant": variant, "seed": weight_seed} | row for row in log]
-        trajectories[name] = place / "trajectory"
+        trajectories[name] = model_folder / "trajectory"
     return rows, trajectories
 
 

@@ -25,6 +25,7 @@ from toycircuits.core.gradients import compiled, gradients_of
 from toycircuits.core.optimizer import Optimizer
 from toycircuits.core.train_settings import Stop, TrainSettings
 
+CONTINUE = "the same command continues from there"
 RESUME_EVERY = 20.0  # seconds between saves of the resume state; has no influence on any result
 
 
@@ -139,10 +140,12 @@ def train(
                 training.save()
                 saved = time.monotonic()
             if signals:
-                text = f"{label}: stopped at step {training.step}"
-                raise StoppedError(f"{text}; the same command continues from there", signals[0])
+                text = f"{label}: stopped at step {training.step}; {CONTINUE}"
+                raise StoppedError(text, signals[0])
             training.advance(bar)
         training.save()
+        if signals:  # it came during the last step, and the next training must not start
+            raise StoppedError(f"{label}: stopped at its end; {CONTINUE}", signals[0])
     return training.rows
 
 
@@ -232,7 +235,9 @@ class _Training:
         if self.rows:
             row = self.rows[-1]
             text += f", and was {row['train_loss']:.4g} at step {row['step']}"
-        raise DivergedError(f"{text}; the checkpoints before it are in {self.trajectory.folder}")
+        hint = "try a smaller train.lr"
+        folder = self.trajectory.folder
+        raise DivergedError(f"{text}; the checkpoints before it are in {folder}; {hint}")
 
     def save(self) -> None:
         """Save the state, from which `restore_or_clear` continues."""

@@ -23,7 +23,7 @@ from transformer_lens.hook_points import HookPoint
 from toycircuits.core.config import Settings
 from toycircuits.core.products import attention_scores, weighted_sums
 from toycircuits.core.rows import (
-    SHARED_FROM,
+    ROWS_PER_ENTRY,
     LayerPlan,
     Rows,
     TokenTable,
@@ -362,8 +362,8 @@ class Transformer(HookedRootModule):
         Without a hook on it, an activation that is not needed (a key, a value) is not formed.
 
         Raises:
-            ValueError: a position to read is not there, or there are fewer positions than the mask
-                has and one that is needed may attend to none of them.
+            ValueError: a position to read does not exist, or `tokens` is shorter than the mask, and
+                a needed position may attend only to positions beyond its end.
         """
         plan = self._plan(None if read is None else tuple(read), tokens.shape[1], tokens.device)
         resid = self._embed(tokens, plan[0].rows.inputs, may_share=read is not None)
@@ -399,7 +399,7 @@ class Transformer(HookedRootModule):
             may_share: compute each different row once if the batch is large and nobody hooks them.
         """
         W_pos = self.pos_embed.W_pos[index_of(positions, range(self.settings.n_ctx))]
-        large = tokens.shape[0] > SHARED_FROM * self.settings.d_vocab
+        large = tokens.shape[0] > ROWS_PER_ENTRY * self.settings.d_vocab
         if may_share and large and not has_hooks(*self._early_hooks):
             return TokenTable(self.embed.W_E.unsqueeze(1) + W_pos, positions, tokens)
         at = index_of(positions, range(tokens.shape[1]))
