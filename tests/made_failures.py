@@ -1,4 +1,4 @@
-"""A finished project to damage, and its stages in this process; a plugin of pytest."""
+"""Fixtures of tests that damage things: a finished project, and its stages in this process."""
 
 import runpy
 from collections.abc import Callable

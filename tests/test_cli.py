@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ from typer.testing import CliRunner
 
 from toycircuits import cli
 from toycircuits.claims.card import read_card
+from toycircuits.claims.verdict import read_verdicts
 from toycircuits.commands import compare as comparison
 from toycircuits.commands import doctor
 from toycircuits.commands.compare import Side
 from toycircuits.core.config import InputError
+from toycircuits.core.paths import claims_table
 from toycircuits.revisions import Files
 
 SOURCE = {"PYTHONPATH": str(ROOT / "src")}
@@ -182,11 +185,22 @@ def test_a_metric_of_a_run_is_that_of_its_last_step(tmp_path: Path) -> None:
     assert math.isnan(run.metrics["training.accuracy"])
 
 
-def test_show_begins_with_the_claims_that_failed_and_says_why() -> None:
-    output = toycircuits(ROOT, "show", "list_copy_100")
+def test_show_begins_with_the_claims_that_failed_and_says_why(tmp_path: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml", "stages/train.py", "claims/list_copy_100.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    verdicts = read_verdicts(ROOT / claims_table("list_copy_100"))
+    verdicts["outcome"] = "reproduced"
+    verdicts.loc[verdicts.index[-2:], "outcome"] = "not reproduced"
+    verdicts.loc[verdicts.index[-2:], "why"] = "planted"
+    verdicts.loc[verdicts.index[-1], ["passing", "models"]] = ["2", "3"]
+    table = tmp_path / claims_table("list_copy_100")
+    table.parent.mkdir(parents=True)
+    verdicts.to_csv(table, index=False)
+    output = toycircuits(tmp_path, "show", "list_copy_100")
     claims = output[output.index("claims of list_copy_100") :]
     assert claims.index("not reproduced  ") < claims.index("\nreproduced  ")
-    assert claims.count("why not: ") == claims.count("not reproduced  ")
+    assert claims.count("why not: planted") == claims.count("not reproduced  ") == 2
     assert "2 of 3" in claims
     assert "list_copy_100_2l_large_reshuffle" in output  # its runs
 

@@ -18,14 +18,23 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from made_failures import DATA, RUN, TRAJECTORIES, WEIGHTS, Stage, change_training, one_line
+from made_failures import (
+    DATA,
+    RUN,
+    TRAJECTORIES,
+    WEIGHTS,
+    Stage,
+    change_training,
+    one_line,
+    project,
+    stage,
+)
 from project import ROOT, Project
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from toycircuits.core.checkpoints import METADATA_KEY, MODELS, read_tensors, write_tensors
 
-pytest_plugins = ["made_failures"]
 pytestmark = pytest.mark.slow
 
 
@@ -269,7 +278,7 @@ def test_a_loss_that_is_no_number_stops_the_training(project: Project, stage: St
     change_training(project, log_every=1, checkpoint_every=1)
     code, err = stage("train", RUN)
     assert code == 1
-    folder = r"the checkpoints before it are in (\S+)"
+    folder = r"the checkpoints before it are in (\S+); "
     stopped = re.search(
         rf"error: {RUN} seed0 .*: the loss is nan at step (\d+), and was .*; {folder}", err
     )

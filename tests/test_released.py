@@ -22,11 +22,11 @@ def test_the_first_seed_comes_first(name: str) -> None:
 
 
 def test_another_model_is_named() -> None:
-    run = load_run("modular_subtraction", model="seed1001", root=ROOT)
-    assert run.settings["weight_seed"] == 1001
-    message = "has no model 'seed7'; it has: seed999, seed1000, seed1001"
+    run = load_run("linear_regression_h2", model="seed1025", root=ROOT)
+    assert run.settings["weight_seed"] == 1025
+    message = "has no model 'seed7'; it has: seed1024, seed1025, "
     with pytest.raises(InputError, match=message):
-        load_run("modular_subtraction", model="seed7", root=ROOT)
+        load_run("linear_regression_h2", model="seed7", root=ROOT)
     with pytest.raises(
         InputError, match="no released weights; runs with them: linear_regression_h1, "
     ):
@@ -88,5 +88,5 @@ def test_without_checkpoints_it_says_how_to_get_them(project: Project, tmp_path:
     subprocess.run(["git", "clone", "--quiet", str(project.folder), str(root)], check=True)
     assert load_run("list_copy_10", root=root).settings["step"] == 30
     for rev in (None, "HEAD~1"):
-        with pytest.raises(InputError, match=r"repro train@list_copy_10` or `dvc pull train@"):
+        with pytest.raises(InputError, match=r"`toycircuits repro --force train@list_copy_10`"):
             load_run("list_copy_10", 10, rev, root=root)

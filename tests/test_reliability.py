@@ -11,10 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from made_failures import RUN, TRAIN, TRAJECTORIES, Stage, change_training, one_line
+from made_failures import RUN, TRAIN, TRAJECTORIES, Stage, change_training, one_line, project, stage
 from project import Project
 
-pytest_plugins = ["made_failures"]
 pytestmark = pytest.mark.slow
 
 

@@ -70,7 +70,7 @@ def test_records_that_cannot_be_read_are_named_before_anything_runs(tmp_path: Pa
     file.write_text("[]")
     code, _, err = project.run("toycircuits", "repro")
     assert code == 2
-    assert one_line(err).startswith("error: reports/stages.json: found list; allowed is")
+    assert one_line(err).startswith("error: reports/stages.json: found a list; allowed: ")
     assert file.read_text() == "[]"
     assert not (project.folder / "artifacts").exists()
 
@@ -142,8 +142,10 @@ def test_an_experiment_and_a_run_are_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failure_shows_its_last_lines_and_what_waits_for_it(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", [RUN])
+def test_a_failure_shows_its_last_lines_and_what_waits_for_it(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
     stage = project.folder / "stages/measure.py"
     text = stage.read_text()
     stage.write_text(
