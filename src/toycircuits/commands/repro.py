@@ -98,9 +98,8 @@ def reproduce(
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
         records = Records(RECORDS, RESUME / "spent", readers, CODE, source) if readers else None
-        opened = stack.enter_context(
-            open_engine(engine, options.jobs, scheduler, PRELOAD, prefix="TOYCIRCUITS_")
-        )
+        context = open_engine(engine, options.jobs, scheduler, PRELOAD, prefix="TOYCIRCUITS_")
+        opened = stack.enter_context(context)
         display = stack.enter_context(Display(console, len(plan), LOGS))
         schedule = Schedule(
             book,
