@@ -63,7 +63,7 @@ def scale_copy(root: Path, scale: str) -> Path:
 def _files(root: Path, scale: str, folders: Iterable[str]) -> set[str]:
     """The files to copy: those that git has, or would add, and that are not results.
 
-    Files in the `folders` of scales are left out, because git may not be told to ignore them.
+    It leaves out files in the `folders` of scales, because .gitignore may lack such a folder.
     """
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
