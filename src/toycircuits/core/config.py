@@ -20,6 +20,8 @@ from ruamel.yaml.error import YAMLError
 
 STRUCTURE = ("scale", "experiments", "runs", "released")  # the other top-level keys are scales
 SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
+NAME = r"[A-Za-z][A-Za-z0-9_]{0,99}"  # names become parts of paths, which may have 255 bytes
+NAMES = "letters, digits and `_`, starting with a letter, at most 100 of them"
 
 
 class InputError(Exception):
@@ -50,6 +52,28 @@ def at_key(prefix: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{prefix}.{error}") from None
+
+
+def check_name(name: object, key: str) -> str:
+    """`name`, if it is safe as a part of a path, of a module's name and of a key of params.yaml.
+
+    Call it for every name that comes from a file before you build a path or a module's name of it.
+
+    Args:
+        key: where the name was found, for the message.
+
+    Raises:
+        InputError: it has other characters, such as a dot or a slash, or is too long.
+    """
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise InputError(f"{key}: found {quoted(name)}; allowed: {NAMES}")
+    return name
+
+
+def quoted(value: object) -> str:
+    """`value` for a message: in one line of printable characters, and cut to 80 of them."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class Settings(BaseModel):
@@ -217,6 +241,38 @@ class Run:
         return cls.parse(*self.values(name, variant))
 
 
+def read_text(path: Path | str) -> str:
+    """The text of the file at `path`, which is UTF-8 without unresolved conflicts of a merge.
+
+    Raises:
+        InputError: the file is absent or cannot be read, or holds something else.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8: {error}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{path}: line {line}: found a NUL byte; the file is damaged")
+    refuse_conflicts(text, path)
+    return text
+
+
+def refuse_conflicts(text: str, path: Path | str) -> None:
+    """Raise an `InputError` if `text`, from the file at `path`, has conflict markers of git."""
+    if found := re.search(r"^(<{7}|\|{7}|={7}|>{7})( .*)?\r?$", text, re.MULTILINE):
+        line = text.count("\n", 0, found.start()) + 1
+        marker = f"{found.group().strip():.40}"
+        raise InputError(
+            f"{path}: line {line}: found the conflict marker {marker!r} of a git merge; "
+            'docs/faq.md, "merge conflict", says how to resolve it'
+        )
+
+
 def read_section(
     params: Mapping[str, Any], experiment: str, name: str, cls: type[SettingsT]
 ) -> SettingsT:
@@ -244,10 +300,9 @@ def read_yaml(path: Path | str) -> Any:
     Raises:
         InputError: the file cannot be read or is not valid.
     """
+    text = read_text(path)
     try:
-        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from None
+        values = YAML(typ="safe").load(text)
     except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     check_keys(values, str(path))
@@ -256,7 +311,7 @@ def read_yaml(path: Path | str) -> Any:
 
 def _refuse_aliases(path: Path) -> None:
     """Raise an `InputError` for the first anchor, alias or merge key in a valid YAML file."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if not re.search(r"[&*]\S|<<", text):  # parsing events takes ten times as long as loading
         return
     for event in YAML(typ="safe", pure=True).parse(text):
