@@ -1,16 +1,19 @@
 """Where things stand in the project folder, relative to it.
 
 dvc.yaml names the same places, and a test compares the two. All other code takes paths from here.
+Names of experiments and runs may come from a file, so every function refuses a name that
+`check_name` refuses, such as `../x`, with an `InputError`.
 """
 
 from pathlib import Path
 
-from toycircuits.core.config import InputError
+from toycircuits.core.config import InputError, check_name
 
 ARTIFACTS = Path("artifacts")  # large, cached by DVC
 REPORTS = Path("reports")  # small, in git
 RESUME = Path(".resume")  # unfinished trainings; no stage names it as an output
 LOGS = Path("logs")  # what each command of a reproduction printed
+WEIGHTS = REPORTS / "weights"  # released final weights
 CLAIMS = Path("claims")  # one file of claims for each experiment
 PAGE = REPORTS / "index.html"
 RECORDS = REPORTS / "stages.json"  # how long each stage ran, on which machine
@@ -33,64 +36,72 @@ def find_root(root: Path | str | None = None) -> Path:
     raise InputError(f"{place}: found no toycircuits project; {hint}")
 
 
+def _experiment(name: str) -> str:
+    return check_name(name, "experiment")
+
+
+def _run(name: str) -> str:
+    return check_name(name, "run")
+
+
 def data_file(experiment: str) -> Path:
     """The tensors that the stage `generate` makes."""
-    return ARTIFACTS / "data" / f"{experiment}.safetensors"
+    return ARTIFACTS / "data" / f"{_experiment(experiment)}.safetensors"
 
 
 def trajectories(run: str) -> Path:
     """Folder with one trajectory for each trained model of a run."""
-    return ARTIFACTS / "trajectories" / run
+    return ARTIFACTS / "trajectories" / _run(run)
 
 
 def figure_json(experiment: str) -> Path:
     """Folder of interactive figures."""
-    return ARTIFACTS / "figures" / experiment
+    return ARTIFACTS / "figures" / _experiment(experiment)
 
 
 def figure_png(experiment: str) -> Path:
     """Folder of static figures."""
-    return REPORTS / experiment / "figures"
+    return REPORTS / _experiment(experiment) / "figures"
 
 
 def tables(experiment: str) -> Path:
     """Folder of all tables of an experiment, with one subfolder for each run."""
-    return REPORTS / experiment / "tables"
+    return REPORTS / _experiment(experiment) / "tables"
 
 
 def training_table(experiment: str, run: str) -> Path:
     """The training log of a run: losses and metrics by step."""
-    return tables(experiment) / run / "training.csv"
+    return tables(experiment) / _run(run) / "training.csv"
 
 
 def summary(experiment: str) -> Path:
     """Folder of the tables that summarise runs, variants and seeds."""
-    return REPORTS / experiment / "summary"
+    return REPORTS / _experiment(experiment) / "summary"
 
 
 def claims_file(experiment: str) -> Path:
     """The claims about an experiment, as a person wrote them."""
-    return CLAIMS / f"{experiment}.yaml"
+    return CLAIMS / f"{_experiment(experiment)}.yaml"
 
 
 def claims_table(experiment: str) -> Path:
     """The verdicts on the claims about an experiment."""
-    return REPORTS / experiment / "claims.csv"
+    return REPORTS / _experiment(experiment) / "claims.csv"
 
 
 def section(experiment: str) -> Path:
     """Folder of the part of the page that is about an experiment."""
-    return ARTIFACTS / "sections" / experiment
+    return ARTIFACTS / "sections" / _experiment(experiment)
 
 
 def metrics_file(experiment: str) -> Path:
     """The key metrics of an experiment, for `dvc metrics show`."""
-    return REPORTS / experiment / "metrics.json"
+    return REPORTS / _experiment(experiment) / "metrics.json"
 
 
 def weights_file(run: str) -> Path:
     """The released final weights of a run, which git carries."""
-    return REPORTS / "weights" / f"{run}.safetensors"
+    return WEIGHTS / f"{_run(run)}.safetensors"
 
 
 def model_name(variant: str, weight_seed: int, batch_seed: int | None) -> str:
