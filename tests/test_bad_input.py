@@ -241,7 +241,7 @@ def test_malformed_settings_are_named_in_one_line(
             "quick: {b: [{2.5: 1}]}\n",
             "params.yaml: quick: b: found the key 2.5; allowed keys are printable text",
         ),
-        ("\x00", "params.yaml: not valid YAML: "),
+        ("\x00", "params.yaml: line 1: found a NUL byte"),
     ],
 )
 def test_a_file_that_is_no_mapping_of_names_is_refused(

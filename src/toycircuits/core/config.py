@@ -248,7 +248,7 @@ def read_text(path: Path | str) -> str:
         InputError: the file is absent or cannot be read, or holds something else.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -264,7 +264,7 @@ def read_text(path: Path | str) -> str:
 
 def refuse_conflicts(text: str, path: Path | str) -> None:
     """Raise an `InputError` if `text`, from the file at `path`, has conflict markers of git."""
-    if found := re.search(r"^(<{7}|\|{7}|={7}|>{7})( .*)?\r?$", text, re.MULTILINE):
+    if found := re.search(r"^(<{7}|\|{7}|={7}|>{7})( .*)?$", text, re.MULTILINE):
         line = text.count("\n", 0, found.start()) + 1
         marker = f"{found.group().strip():.40}"
         raise InputError(
