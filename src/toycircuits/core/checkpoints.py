@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toycircuits.core.config import InputError, TaskSettings
+from toycircuits.core.config import InputError, Settings, TaskSettings, quoted
+from toycircuits.core.json_text import parse_json
+from toycircuits.core.paths import remedy
 from toycircuits.core.replace import replacing
 
 METADATA_KEY = "toycircuits"  # a single key: safetensors does not preserve the order of several
 MODELS = "members"  # key of the file format: model name -> metadata of that model
+MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}"  # of a folder, and before "/" in names of tensors
 Checkpoint: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]  # state dict and metadata
 
 
@@ -41,17 +45,36 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Tensors, on `device`, and metadata that `write_tensors` wrote.
 
     Raises:
-        InputError: the file is absent or damaged, or `write_tensors` did not write it.
+        InputError: the file is absent, cannot be read or is damaged, or `write_tensors` did not
+            write it.
     """
+    _check_readable(path)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            text = (file.metadata() or {}).get(METADATA_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
-    if metadata is None:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: not a readable safetensors file: {reason}{remedy(path)}"
+        ) from None
+    if text is None:
         raise InputError(f"{path}: this safetensors file has no metadata of toycircuits")
+    metadata = parse_json(text, f"{path}: metadata")
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: metadata: found {quoted(metadata)}; allowed: an object")
     return tensors, metadata
+
+
+def _check_readable(path: Path) -> None:
+    """Raise an `InputError` if no file is at `path`, or if it may not be read."""
+    try:
+        with path.open("rb"):
+            return
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{remedy(path)}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_data(path: Path, settings: TaskSettings, device: torch.device | str) -> dict[str, Tensor]:
@@ -62,8 +85,7 @@ def read_data(path: Path, settings: TaskSettings, device: torch.device | str) ->
     """
     tensors, metadata = read_tensors(path, device)
     if metadata.get("data") != json.loads(settings.model_dump_json()):
-        hint = "`toycircuits repro` makes it again"
-        raise InputError(f"{path}: made with other settings of `data`; {hint}")
+        raise InputError(f"{path}: made with other settings of `data`{remedy(path)}")
     actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = settings.shapes
     for name in sorted({*actual, *expected}):
@@ -71,6 +93,14 @@ def read_data(path: Path, settings: TaskSettings, device: torch.device | str) ->
             shapes = f"found {actual.get(name)}; expected {expected.get(name)}"
             raise InputError(f"{path}: shape of {name}: {shapes}")
     return tensors
+
+
+def check_step(metadata: Mapping[str, Any], step: int, path: Path) -> None:
+    """Raise an `InputError` unless `metadata`, those of the file at `path`, are of `step`."""
+    found = metadata.get("step")
+    if found != step or type(found) is not int:
+        text = f"found {quoted(found)}; expected {step}, by the name of the file"
+        raise InputError(f"{path}: metadata.step: {text}{remedy(path)}")
 
 
 @dataclass(frozen=True)
@@ -96,8 +126,15 @@ class Trajectory:
         write_tensors(self.path(step), state, {**metadata, "step": step})
 
     def load(self, step: int | None = None) -> Checkpoint:
-        """State dict and metadata at `step`, by default the last."""
-        return read_tensors(self.path(self.steps[-1] if step is None else step))
+        """State dict and metadata at `step`, by default the last.
+
+        Raises:
+            InputError: as `read_tensors`, or the file is the checkpoint of another step.
+        """
+        step = self.steps[-1] if step is None else step
+        state, metadata = read_tensors(self.path(step))
+        check_step(metadata, step, self.path(step))
+        return state, metadata
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         for step in self.steps:
@@ -146,19 +183,34 @@ def write_final_weights(path: Path, folder: Path) -> None:
     write_tensors(path, tensors, {"names": [*models], MODELS: models})
 
 
+class _FinalWeights(Settings):
+    """The metadata of a file of `write_final_weights`."""
+
+    names: tuple[str, ...] | None = None  # files of the first versions have none
+    members: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
 def read_final_weights(path: Path) -> dict[str, Checkpoint]:
     """The models in a file of `write_final_weights`, by name and in their order.
 
     Raises:
-        InputError: the file is absent or damaged, or holds no model.
+        InputError: the file is absent or damaged, or holds something else.
     """
     tensors, metadata = read_tensors(path)
-    models = metadata.get(MODELS)
-    if not models:
-        raise InputError(f"{path}: found no model in it; `toycircuits repro` writes it again")
-    names = metadata.get("names", [*models])
+    header = _FinalWeights.parse(metadata, f"{path}: metadata")
+    names = header.names or (*header.members,)
+    for name in {*names, *header.members}:
+        if not re.fullmatch(MODEL_NAME, name):
+            text = "allowed: letters, digits, `_`, `-` and `.`"
+            raise InputError(f"{path}: name of a model: found {quoted(name)}; {text}")
+    if sorted(names) != sorted(header.members):
+        text = f"found {quoted([*names])}; expected the keys of {MODELS}, {[*header.members]}"
+        raise InputError(f"{path}: metadata.names: {text}{remedy(path)}")
     states: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, value in tensors.items():
-        name, _, parameter = key.partition("/")
+        name, separator, parameter = key.partition("/")
+        if not separator or name not in states:
+            text = "allowed: the name of a model, `/` and the name of a parameter"
+            raise InputError(f"{path}: name of a tensor: found {quoted(key)}; {text}")
         states[name][parameter] = value
-    return {name: (states[name], models[name]) for name in names}
+    return {name: (states[name], metadata[MODELS][name]) for name in names}

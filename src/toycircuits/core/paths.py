@@ -115,3 +115,50 @@ def model_name(variant: str, weight_seed: int, batch_seed: int | None) -> str:
     if batch_seed not in (None, weight_seed):
         parts.append(f"batch{batch_seed}")
     return "-".join(parts)
+
+
+def remedy(path: Path) -> str:
+    """How to get a result again that is absent or damaged: the end of a message, or nothing.
+
+    Args:
+        path: a file or folder of a project; the project folder itself does not matter.
+
+    >>> remedy(Path("artifacts/data/some.safetensors"))
+    '; `toycircuits repro --force generate@some` makes it again'
+    """
+    if (stage := stage_of(path)) is None:
+        return ""
+    force = "" if path.exists() else "--force "  # what is merely absent counts as done
+    again = f"`toycircuits repro {force}{stage}` makes it again"
+    return f"; `git checkout` restores it, {again}" if "reports" in path.parts else f"; {again}"
+
+
+def stage_of(path: Path) -> str | None:
+    """The stage that makes the result at `path`; None if there is none.
+
+    >>> stage_of(Path("/home/me/project/reports/e/tables/run/measure/metrics.csv"))
+    'measure@run'
+    """
+    parts = path.with_suffix("").parts
+    start = max(
+        (at for at, part in enumerate(parts) if part in ("artifacts", "reports")), default=0
+    )
+    match parts[start:]:
+        case ["artifacts", "data", name, *_]:
+            return f"generate@{name}"
+        case ["artifacts", "trajectories", name, *_] | ["reports", _, "tables", name, "training"]:
+            return f"train@{name}"
+        case ["reports", "weights", name]:
+            return f"release@{name}"
+        case ["reports", _, "tables", name, "ablations"]:
+            return f"ablate@{name}"
+        case ["reports", _, "tables", name, "measure", *_]:
+            return f"measure@{name}"
+        case ["artifacts", "figures", name, *_] | ["reports", name, "figures" | "summary", *_]:
+            return f"render@{name}"
+        case ["reports", name, "claims" | "metrics"]:
+            return f"judge@{name}"
+        case ["artifacts", "sections", name, *_]:
+            return f"section@{name}"
+        case _:
+            return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformer_lens import HookedRootModule
 
@@ -16,7 +17,15 @@ from toycircuits.core.checkpoints import (
     model_folders,
     read_final_weights,
 )
-from toycircuits.core.config import InputError, TaskSettings, at_key
+from toycircuits.core.config import (
+    InputError,
+    Settings,
+    TaskSettings,
+    at_key,
+    check_name,
+    quoted,
+)
+from toycircuits.core.paths import model_name
 from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.train_settings import TrainSettings
 
@@ -61,15 +70,19 @@ def load_final_models(path: Path, device: torch.device) -> Iterator[TrainedModel
     """The models of a run with their final weights, by variant and then by seed.
 
     Args:
-        path: the file with the run's final weights, or the folder of its trajectories.
+        path: the file with the run's final weights, or the folder of its trajectories. Its name is
+            that of the run.
 
     Raises:
-        InputError: nothing of the kind is at `path`, or weights do not fit their settings.
+        InputError: nothing of the kind is at `path`, its metadata are not those of such a run, or
+            weights do not fit their settings.
     """
     states = _from_trajectories(path) if path.is_dir() else read_final_weights(path).items()
     for name, (state, metadata) in states:
-        model, data_settings = build_model(state, metadata, path / name)
-        train = train_settings(metadata, path / name)
+        origin = path / name
+        check_metadata(metadata, path.stem, name, origin)
+        model, data_settings = build_model(state, metadata, origin)
+        train = train_settings(metadata, origin)
         yield TrainedModel(name, model.to(device), data_settings, train, metadata)
 
 
@@ -78,11 +91,47 @@ def _from_trajectories(folder: Path) -> Iterator[tuple[str, Checkpoint]]:
         yield path.name, Trajectory(path).load()
 
 
+class _Metadata(Settings):
+    """What a file says about each model. The slice's own classes validate the three sections."""
+
+    run: str
+    experiment: str
+    slice: str
+    variant: str
+    weight_seed: int = Field(ge=0, lt=2**63)
+    batch_seed: int | None = Field(ge=0, lt=2**63)
+    step: int = Field(ge=0)
+    data: dict[str, Any]
+    model: dict[str, Any]
+    train: dict[str, Any]
+
+
+def check_metadata(metadata: Mapping[str, Any], run: str, name: str, origin: Path) -> None:
+    """Raise an `InputError` unless `metadata` can be those of the model `name` of `run`.
+
+    Args:
+        origin: where they come from, for the message.
+    """
+    values = _Metadata.parse(metadata, str(origin))
+    for key in ("experiment", "slice", "run"):
+        check_name(getattr(values, key), f"{origin}.{key}")
+    if values.run != run:
+        raise InputError(f"{origin}.run: found {quoted(values.run)}; expected {run!r}")
+    expected = model_name(values.variant, values.weight_seed, values.batch_seed)
+    if name != expected:
+        text = f"found {quoted(name)}; its variant and seeds give {quoted(expected)}"
+        raise InputError(f"{origin}: name of the model: {text}")
+
+
 def train_settings(metadata: Mapping[str, Any], origin: Path) -> TrainSettings:
-    """How the model with these `metadata`, which are those of `origin`, was trained."""
+    """How the model with these `metadata`, which are those of `origin`, was trained.
+
+    Raises:
+        InputError: there is no such slice, or a setting is not valid.
+    """
     with at_key(str(origin)):
-        task = load_task(str(metadata.get("slice")))
-    return task.TrainSettings.parse(metadata.get("train"), f"{origin}: train")
+        task = load_task(check_name(metadata.get("slice"), "slice"))
+    return task.TrainSettings.parse(metadata.get("train"), f"{origin}.train")
 
 
 def build_model(
@@ -96,14 +145,31 @@ def build_model(
     Raises:
         InputError: there is no such slice, or the weights do not fit the settings.
     """
-    slice_name = str(metadata.get("slice"))
     with at_key(str(origin)):
+        slice_name = check_name(metadata.get("slice"), "slice")
         task, architecture = load_task(slice_name), load_model(slice_name)
-    data_settings = task.DataSettings.parse(metadata.get("data"), f"{origin}: data")
-    settings = architecture.ModelSettings.parse(metadata.get("model"), f"{origin}: model")
-    model = architecture.build(settings, data_settings, torch.Generator().manual_seed(0))
+    data_settings = task.DataSettings.parse(metadata.get("data"), f"{origin}.data")
+    settings = architecture.ModelSettings.parse(metadata.get("model"), f"{origin}.model")
+
+    def build() -> HookedRootModule:
+        with at_key(str(origin)):
+            return architecture.build(settings, data_settings, torch.Generator().manual_seed(0))
+
     try:
+        with torch.device("meta"):  # takes no memory, however large the settings say the model is
+            _check_fit(state, build(), origin)
+        model = build()
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch has no class for bad sizes
         raise InputError(f"{origin}: {' '.join(str(error).split())}") from None
     return model, data_settings
+
+
+def _check_fit(state: Mapping[str, Tensor], outline: HookedRootModule, origin: Path) -> None:
+    """Raise an `InputError` unless `state` has the parameters of `outline`, of the same types."""
+    for name, parameter in outline.state_dict().items():
+        expected = f"{parameter.dtype} {tuple(parameter.shape)}"
+        if name not in state:
+            raise InputError(f"{origin}: {name}: missing; the settings need it: {expected}")
+        if (found := f"{state[name].dtype} {tuple(state[name].shape)}") != expected:
+            raise InputError(f"{origin}: {name}: found {found}; the settings need {expected}")
