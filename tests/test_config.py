@@ -108,6 +108,7 @@ def test_a_section_must_be_a_mapping(values: Any) -> None:
 
 PARAMS: dict[str, Any] = {
     "scale": "quick",
+    "experiments": {"exp": {"slice": "some_slice"}},
     "runs": {
         "plain": {"experiment": "exp", "slice": "some_slice", "final": "reports/weights/plain"},
         "changed": {
@@ -222,7 +223,7 @@ def test_scale_chooses_the_tree() -> None:
             None,
             "runs.changed.variants.deep: found null; input should be an object",
         ),
-        ("runs/changed/experiment", "pex", "quick.pex: missing key"),
+        ("runs/changed/experiment", "pex", "runs.changed.experiment: found 'pex'; there are: exp"),
         ("quick", {}, "quick.exp: missing key"),
         ("quick/exp", 3, "quick.exp: found 3; allowed is a mapping of keys to values"),
         (
@@ -282,8 +283,8 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
         (b"a: 1\na: 2", 'found duplicate key "a"'),
         (b"a: {b: 1, b: 1}", 'found duplicate key "b"'),
         (b"a: 1\n---\nb: 2", "found another document"),
-        (b"a: *missing", "found undefined alias"),
-        (b"a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        (b"a: *missing", "line 1: found the anchor or alias 'missing'"),
+        (b"a: !!python/object/apply:os.getcwd []", "line 1: found the tag 'tag:yaml.org,2002:python"),
         (b"a: 2020-13-45", "not valid YAML"),
         (b"", "found None; allowed is a mapping"),
         (b"- 1", "found [1]; allowed is a mapping"),

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeAlias
 import numpy as np
 from pydantic import Field, model_validator
 
-from toycircuits.core.config import InputError, Settings, read_yaml
+from toycircuits.core.config import InputError, Settings, read_yaml, short
 
 Scalar: TypeAlias = bool | int | float | str
 Rows: TypeAlias = dict[str, Scalar | list[Scalar]]
@@ -22,12 +22,6 @@ Reduction = Literal["max", "min", "mean", "sum", "count", "list"]
 NUMBER = (bool, int, float, np.bool_, np.number)  # types that can be compared with a bound
 NEAR = ("within", "relative", "factor")
 BOUNDS = ("at_least", "at_most", "above", "below")
-
-
-def short(value: Any) -> str:
-    """`value` as JSON for an error message, cut to 80 characters."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_finite(value: Any) -> bool:

@@ -4,30 +4,17 @@
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import Field
 
 from toycircuits.claims.card import read_card
-from toycircuits.core.config import (
-    STRUCTURE,
-    InputError,
-    Run,
-    RunEntry,
-    Settings,
-    at_key,
-    check_keys,
-    experiment_tree,
-    find_run,
-    read_section,
-    scales,
-)
+from toycircuits.commands.structure import check_structure
+from toycircuits.core.config import InputError, at_key, find_run, read_section, scales
 from toycircuits.core.fast_import import import_transformer_lens
-from toycircuits.core.paths import CLAIMS, claims_file, trajectories, weights_file
+from toycircuits.core.paths import CLAIMS, claims_file
 from toycircuits.core.slices import (
     load_ablations,
     load_figures,
@@ -35,10 +22,6 @@ from toycircuits.core.slices import (
     load_model,
     load_task,
 )
-
-
-class _Experiment(Settings):
-    slice: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 def check_all(params: Mapping[str, Any]) -> None:
@@ -61,14 +44,12 @@ def validate(params: Mapping[str, Any], chosen: list[str] | None = None) -> None
     Raises:
         InputError: one line about the first setting that is wrong.
     """
-    check_keys(params, "params.yaml")
-    _check_structure(params)
+    check_structure(params)
+    for name, entry in params["experiments"].items():
+        with at_key(f"experiments.{name}"):
+            load_task(entry["slice"])
     for scale in chosen or scales(params):
         at_scale = {**params, "scale": scale}
-        experiment_tree(at_scale, next(iter(params["experiments"])))
-        if unknown := set(params[scale]) - set(params["experiments"]):
-            allowed = ", ".join(params["experiments"])
-            raise InputError(f"{scale}.{min(unknown)}: no such experiment; allowed: {allowed}")
         for name in params["experiments"]:
             _check_experiment(at_scale, name)
         for name in params["runs"]:
@@ -102,48 +83,6 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _check_structure(params: Mapping[str, Any]) -> None:
-    for key in STRUCTURE:
-        if key not in params:
-            raise InputError(f"{key}: missing key")
-    for key in ("experiments", "runs"):
-        if not isinstance(params[key], dict) or not params[key]:
-            raise InputError(f"{key}: found {params[key]!r}; allowed is a mapping with entries")
-        _check_names(params[key], key)
-    _check_names(params, "params.yaml")
-    _check_released(params)
-    for name, entry in params["runs"].items():
-        variants = RunEntry.parse(entry, f"runs.{name}").variants
-        _check_names(variants, f"runs.{name}.variants")
-    experiment_tree(params, next(iter(params["experiments"])))
-    for name, entry in params["experiments"].items():
-        with at_key(f"experiments.{name}"):
-            load_task(_Experiment.parse(entry, f"experiments.{name}").slice)
-
-
-def _check_released(params: Mapping[str, Any]) -> None:
-    """Raise an `InputError` unless `released` is a list of different runs."""
-    released, allowed = params["released"], ", ".join(params["runs"])
-    if not isinstance(released, list):
-        raise InputError(f"released: found {released!r}; allowed is a list of runs")
-    for name in released:
-        if not isinstance(name, str) or name not in params["runs"]:
-            raise InputError(f"released: found {name!r}; allowed: {allowed}")
-        if released.count(name) > 1:
-            raise InputError(
-                f"released: found {name!r} {released.count(name)} times; allowed: once"
-            )
-
-
-def _check_names(values: Mapping[str, Any], key: str) -> None:
-    for name in values:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", name):
-            raise InputError(
-                f"{key}: found the name {name!r}; names may contain letters, digits, `_` and `.`, "
-                "and may not start with `.`"
-            )
-
-
 def _check_experiment(params: Mapping[str, Any], name: str) -> None:
     code = params["experiments"][name]["slice"]
     read_section(params, name, "data", load_task(code).DataSettings)
@@ -156,15 +95,6 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
     import torch
 
     run = find_run(params, name)
-    experiments = params["experiments"]
-    if run.entry.experiment not in experiments:
-        allowed = ", ".join(experiments)
-        raise InputError(
-            f"runs.{name}.experiment: found {run.entry.experiment!r}; allowed: {allowed}"
-        )
-    if run.entry.slice != (allowed := experiments[run.entry.experiment]["slice"]):
-        raise InputError(f"runs.{name}.slice: found {run.entry.slice!r}; allowed is {allowed!r}")
-    _check_final(params, run)
     task, architecture = load_task(run.entry.slice), load_model(run.entry.slice)
     data = run.section("data", task.DataSettings)
     train = run.section("train", task.TrainSettings)
@@ -180,15 +110,6 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
             model = architecture.build(settings, data, torch.Generator(device="cpu"))
             trained = [weight for weight in model.parameters() if weight.requires_grad]
             _check_memory(sum(weight.numel() for weight in trained), data.shapes)
-
-
-def _check_final(params: Mapping[str, Any], run: Run) -> None:
-    """Raise an `InputError` if `final` of a run is not where its final weights are written."""
-    is_released = run.name in params["released"]
-    allowed = (weights_file if is_released else trajectories)(run.name).as_posix()
-    if (final := run.entry.final) != allowed:
-        why = f"because `released` {'names' if is_released else 'does not name'} the run"
-        raise InputError(f"runs.{run.name}.final: found {final!r}; allowed is {allowed!r}, {why}")
 
 
 def _check_memory(n_weights: int, shapes: Mapping[str, tuple[int, ...]]) -> None:

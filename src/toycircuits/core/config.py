@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+
+from toycircuits.core.messages import in_one_line, short
+from toycircuits.core.messages import quoted as quoted
+from toycircuits.core.plain_yaml import check_plain, parse_yaml
 
 STRUCTURE = ("scale", "experiments", "runs", "released")  # the other top-level keys are scales
 SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
@@ -37,11 +39,12 @@ def exit_on_bad_input() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        text = in_one_line(f"{where}{error.strerror or error}")
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -70,12 +73,6 @@ def check_name(name: object, key: str) -> str:
     return name
 
 
-def quoted(value: object) -> str:
-    """`value` for a message: in one line of printable characters, and cut to 80 of them."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 class Settings(BaseModel):
     """Frozen settings in which every key is known, required unless it has a default, and typed.
 
@@ -100,9 +97,10 @@ class Settings(BaseModel):
             InputError: one line with the full key path, what was found and what is allowed.
         """
         _exact_literals(cls, values, key)
+        _refuse_denormals(values, key)
         try:
             # Through JSON, because strict Python mode would refuse a YAML list for a tuple.
-            return cls.model_validate_json(json.dumps(values, default=str))
+            return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
             raise InputError(_one_line(error, key, cls)) from None
 
@@ -137,11 +135,23 @@ def _exact_literals(cls: type[BaseModel], values: Any, key: str) -> None:
             raise InputError(f"{key}.{name}: found {json.dumps(value)}; allowed: {allowed}")
 
 
+def _refuse_denormals(values: Any, key: str) -> None:
+    """Raise an `InputError` for a number that is so small that stages would read it as 0.
+
+    Stages flush such numbers to zero (`core/device.py`) before they read settings from weights.
+    """
+    if isinstance(values, dict | list | tuple):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        for name, value in pairs:
+            _refuse_denormals(value, f"{key}.{name}")
+    elif isinstance(values, float) and 0 < abs(values) < sys.float_info.min:
+        raise InputError(f"{key}: found {values}; allowed: 0, or at least {sys.float_info.min}")
+
+
 def _one_line(error: ValidationError, key: str, cls: type[BaseModel]) -> str:
     first, *others = error.errors()
     path = ".".join([key, *(str(part) for part in first["loc"])])
-    value = json.dumps(first["input"])
-    value = value if len(value) <= 80 else value[:77] + "..."
+    value = short(first["input"])
     match first["type"]:
         case "extra_forbidden":
             top = len(first["loc"]) == 1
@@ -286,66 +296,52 @@ def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
     """Read params with DVC's own parser (YAML 1.2: `1e-3` is a number, `on` a string).
 
     Raises:
-        InputError: the file cannot be read, is not valid, or has aliases: `dvc exp run -S` would
-            change all users of an alias, or none.
+        InputError: the file cannot be read or is not valid; see `read_yaml`.
     """
-    values = _mapping(read_yaml(path), str(path))
-    _refuse_aliases(Path(path))
-    return values
+    return _mapping(read_yaml(path), str(path))
 
 
-def read_yaml(path: Path | str) -> Any:
-    """What the YAML file at `path` holds, all keys being printable text.
+def read_yaml(path: Path | str, aliases: bool = False) -> Any:
+    """What the YAML file at `path` holds: text, numbers, true, false, null, lists and mappings.
+
+    Args:
+        aliases: whether aliases are allowed. `dvc exp run -S` changes all users of an alias, or
+            none, so only files of earlier revisions may have them.
 
     Raises:
-        InputError: the file cannot be read or is not valid.
+        InputError: one line with the file and the line or key: the file cannot be read, is not
+            valid, is too large or nested too deeply, or has something else in it.
     """
     text = read_text(path)
     try:
-        values = YAML(typ="safe").load(text)
-    except (YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    check_keys(values, str(path))
+        values = parse_yaml(text, aliases)
+        check_plain(values)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     return values
 
 
-def _refuse_aliases(path: Path) -> None:
-    """Raise an `InputError` for the first anchor, alias or merge key in a valid YAML file."""
-    text = read_text(path)
-    if not re.search(r"[&*]\S|<<", text):  # parsing events takes ten times as long as loading
-        return
-    for event in YAML(typ="safe", pure=True).parse(text):
-        anchor = getattr(event, "anchor", None)
-        if anchor or (getattr(event, "value", None) == "<<" and not event.style):
-            what = f"the anchor or alias {anchor!r}" if anchor else "the merge key <<"
-            line = event.start_mark.line + 1
-            raise InputError(
-                f"{path}: line {line}: found {what}; write the values out, because "
-                "`dvc exp run -S` changes all users of an anchor or none"
-            )
-
-
-def check_keys(values: Any, key: str) -> None:
-    """Raise an `InputError` for a key that is not printable text; YAML allows dates, even lists."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            if not isinstance(name, str) or not name.isprintable():
-                raise InputError(f"{key}: found the key {name!r}; allowed keys are printable text")
-            check_keys(value, f"{key}: {name}")
-    elif isinstance(values, list):
-        for value in values:
-            check_keys(value, key)
-
-
 def find_run(params: Mapping[str, Any], name: str) -> Run:
-    """The run called `name`, at the scale that `params` chooses."""
-    runs = _mapping(_get(params, "runs", "runs"), "runs")
+    """The run called `name`, at the scale that `params` chooses.
+
+    Raises:
+        InputError: there is no such run, or its entry is wrong.
+    """
+    runs = _mapping(_get(params, "runs", "params.yaml: runs"), "runs")
     if name not in runs:
         raise InputError(f"runs.{name}: no such run; there are: {', '.join(map(str, runs))}")
+    check_name(name, "runs")
     entry = RunEntry.parse(runs[name], f"runs.{name}")
+    check_name(entry.experiment, f"runs.{name}.experiment")
+    check_name(entry.slice, f"runs.{name}.slice")
+    for variant in entry.variants:
+        check_name(variant, f"runs.{name}.variants")
     if unknown := set(entry.scales) - set(scales(params)):
         allowed = ", ".join(scales(params))
         raise InputError(f"runs.{name}.scales.{min(unknown)}: no such scale; there are: {allowed}")
+    if entry.experiment not in (experiments := _experiments(params)):
+        text = f"found {quoted(entry.experiment)}; there are: {', '.join(experiments)}"
+        raise InputError(f"runs.{name}.experiment: {text}")
     scale, tree = experiment_tree(params, entry.experiment)
     return Run(name, scale, entry, tree)
 
@@ -356,10 +352,18 @@ def scales(params: Mapping[str, Any]) -> list[str]:
 
 
 def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, dict[str, Any]]:
-    """The name of the chosen scale, and the sections that `experiment` has there."""
-    scale = _get(params, "scale", "scale")
+    """The name of the chosen scale, and the sections that `experiment` has there.
+
+    Raises:
+        InputError: there is no such scale, experiment or section.
+    """
+    scale = _get(params, "scale", "params.yaml: scale")
     if scale not in scales(params):
-        raise InputError(f"scale: found {scale!r}; allowed: {', '.join(scales(params))}")
+        raise InputError(f"scale: found {quoted(scale)}; allowed: {', '.join(scales(params))}")
+    if experiment not in (experiments := _experiments(params)):
+        listed = ", ".join(experiments)
+        raise InputError(f"found the experiment {quoted(experiment)}; there are: {listed}")
+    check_name(experiment, "experiments")
     _mapping(params[scale], scale)
     key = f"{scale}.{experiment}"
     tree = _mapping(_get(params[scale], experiment, key), key)
@@ -370,6 +374,10 @@ def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, di
     return scale, tree
 
 
+def _experiments(params: Mapping[str, Any]) -> dict[str, Any]:
+    return _mapping(_get(params, "experiments", "params.yaml: experiments"), "experiments")
+
+
 def _get(values: Mapping[str, Any], name: str, key: str) -> Any:
     if name not in values:
         raise InputError(f"{key}: missing key")
@@ -378,5 +386,5 @@ def _get(values: Mapping[str, Any], name: str, key: str) -> Any:
 
 def _mapping(values: Any, key: str) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise InputError(f"{key}: found {values!r}; allowed is a mapping of keys to values")
+        raise InputError(f"{key}: found {quoted(values)}; allowed is a mapping of keys to values")
     return values
