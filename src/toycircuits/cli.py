@@ -4,21 +4,51 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from typer.core import TyperGroup
 
+from toycircuits.commands import streams
 from toycircuits.core import config, paths
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-
 EXIT_CODES = """
-Exit codes: 0, done; 1, a stage failed, results are stale, the cache is damaged, or the doctor found
-a failure; 2, bad input, and one line says what is wrong with it; 70, an unexpected error.
+Exit codes: 0, done; 1, the answer is no: a stage failed, results are stale, the cache is damaged,
+or the doctor found a failure; or the machine refuses: a full disk, or no Chrome; 2, bad input, and
+one line says what is wrong with it; 70, an unexpected error.
 """
 PIPE_WIDTH = 240  # columns of a table that goes to a file or a pipe
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer exports only classes that inherit from it
+
+
+class _Commands(TyperGroup):
+    """The commands. None of them takes an empty argument, which an unset shell variable leaves."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse empty arguments of all commands, and values such as in `--scale=`."""
+        for argument in () if ctx.resilient_parsing else args:
+            option, _, value = argument.rpartition("=")
+            if not (value if option.startswith("--") else argument).strip():
+                name = f"{option}: " if option.startswith("--") else ""
+                raise USAGE_ERROR(f"{name}found {value!r}; is a shell variable unset?", ctx)
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"toycircuits {metadata.version('toycircuits')}")
+        raise typer.Exit
 
 
 @app.callback(epilog=EXIT_CODES)
@@ -26,21 +56,43 @@ def main(
     debug: Annotated[
         bool, typer.Option("--debug", help="show the traceback of an unexpected error")
     ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print the version", callback=_print_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Reproduce circuits of published toy models, and judge every published claim about them."""
 
 
 def run() -> None:
-    """Run the command; an unexpected error is shown as one line, unless `--debug` is given."""
+    """Run the command. An error is shown as one line; `--debug` shows an unexpected one in full."""
+    streams.restart_in_utf8()
+    streams.prepare()
     try:
-        app(prog_name="toycircuits")
+        code = app(sys.argv[1:] or ["--help"], prog_name="toycircuits", standalone_mode=False)
+    except USAGE_ERROR as error:
+        sys.exit(_usage_error(error))
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        text = " ".join(str(error).split()) or "no message"
         hint = "`toycircuits --debug ...` shows where"
-        typer.echo(f"error: {type(error).__name__}: {text}; {hint}", err=True)
+        print(f"error: {type(error).__name__}: {_one_line(error)}; {hint}", file=sys.stderr)
         sys.exit(os.EX_SOFTWARE)
+    if problem := streams.failure():
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(int(code or 0) or int(bool(problem)))
+
+
+def _usage_error(error: Any) -> int:
+    """Print one line about arguments that do not fit; the exit code."""
+    command = error.ctx.command_path if error.ctx else "toycircuits"
+    text = _one_line(error.format_message()).rstrip(".")
+    print(f"error: {text}; `{command} -h` shows what is allowed", file=sys.stderr)
+    return 2
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split()) or "no message"
 
 
 @app.command("list")
@@ -96,12 +148,12 @@ def compare(
         sides = comparison.sides(root, (a, b))
         parts = comparison.differences(*sides)
         if markdown:
-            typer.echo(comparison.as_markdown(parts))
+            print(comparison.as_markdown(parts))
         else:
             _print(comparison.as_tables(parts))
         is_written = comparison.write_page(*sides, out) > 0
         text = f"training curves: {_seen_from(here, out)}" if is_written else "same curves"
-        typer.echo(text, err=markdown)
+        print(text, file=sys.stderr if markdown else sys.stdout)
 
 
 @app.command("new-experiment")
@@ -116,8 +168,8 @@ def new_experiment(
         from toycircuits.commands.new_experiment import create
 
         for path in create(root, name):
-            typer.echo(path)
-        typer.echo(f"next: `toycircuits repro --scale quick {name}`; CONTRIBUTING.md")
+            print(path)
+        print(f"next: `toycircuits repro --scale quick {name}`; CONTRIBUTING.md")
 
 
 @app.command()
@@ -139,7 +191,7 @@ def check() -> None:
         from toycircuits.commands.check import check_all
 
         check_all(config.read_params())
-        typer.echo("params.yaml, claims/: every setting of every scale and every claim is valid")
+        print("params.yaml, claims/: every setting of every scale and every claim is valid")
 
 
 @app.command()
@@ -217,7 +269,7 @@ def figures(
 
         params = config.read_params()
         for path in print_figures(names or [], params, file_format, width, out, title):
-            typer.echo(_seen_from(here, path))
+            print(_seen_from(here, path))
 
 
 @app.command()
@@ -242,7 +294,7 @@ def cost(
 
         rows = costs(root, absolute)
         if markdown:
-            typer.echo(as_markdown(rows))
+            print(as_markdown(rows))
         else:
             _print(as_table(rows))
 
@@ -258,10 +310,10 @@ def fresh() -> None:
 
         problems = stale(root)
         for problem in problems:
-            typer.echo(problem, err=True)
+            print(problem, file=sys.stderr)
         if problems:
             raise typer.Exit(1)
-        typer.echo("dvc.lock, tables and figures belong to code and params")
+        print("dvc.lock, tables and figures belong to code and params")
 
 
 @app.command()
@@ -294,13 +346,9 @@ def _in_project() -> Iterator[Path]:
 
 
 def _print(content: RenderableType) -> None:
-    """Print to the terminal; to a file or a pipe in long lines, of which `head` may read a part."""
+    """Print to the terminal; to a file or a pipe in long lines."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    try:
-        Console(width=width).print(content)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    Console(width=width).print(content)
 
 
 def _seen_from(here: Path, path: Path) -> Path:
