@@ -4,15 +4,14 @@ DVC does not record times and machines. They cannot be results of the stage, bec
 the results for changed after every run. So they are in a file of their own beside the results.
 """
 
-import contextlib
 import hashlib
 import json
+import math
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_parallel.errors import UsageError
 from dvc_parallel.files import replacing
 
 SUMMED = ("seconds", "processor_seconds")
@@ -25,20 +24,24 @@ class Records:
         file: holds a record for each stage, by name. A record is the stage's entry of dvc.lock
             (`cmd`, `deps`, `params`, `outs`), the `commit` of the code and whether it was `edited`,
             the machine, and the `seconds` and `processor_seconds` of all attempts together.
+        records: what the file holds now; nothing, if there is no file.
         unfinished: folder for what is known of the attempts at stages that have not ended yet.
         left_out: stages that get no record, because they read this file.
         code: paths of the project in which an uncommitted edit counts as one of the code.
         source: the folder of the git repository.
-
-    Raises:
-        UsageError: the file holds something else. It stays as it is.
     """
 
     def __init__(
-        self, file: Path, unfinished: Path, left_out: set[str], code: Sequence[str], source: Path
+        self,
+        file: Path,
+        records: Mapping[str, Any],
+        unfinished: Path,
+        left_out: set[str],
+        code: Sequence[str],
+        source: Path,
     ) -> None:
         self._file, self._unfinished, self._left_out = file, unfinished, left_out
-        self._records = _read(file)
+        self._records = dict(records)
         edited = bool(_git(source, "status", "--porcelain", "--", *code))
         self._code = {"commit": _git(source, "rev-parse", "HEAD").strip(), "edited": edited}
 
@@ -67,9 +70,7 @@ class Records:
         file = self._unfinished / f"{stage.replace('/', '_')}.json"
         inputs = {name: value for name, value in entry.items() if name != "outs"}
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged
-            earlier = json.loads(file.read_text())
-            attempts = [*earlier["attempts"], *attempts] if earlier["of"] == digest else attempts
+        attempts = [*_earlier(file, digest), *attempts]
         if not ended:
             self._unfinished.mkdir(parents=True, exist_ok=True)
             with replacing(file) as partial:
@@ -87,29 +88,21 @@ class Records:
             partial.write_text(json.dumps(dict(sorted(self._records.items())), indent=1) + "\n")
 
 
+def _earlier(file: Path, digest: str) -> list[dict[str, Any]]:
+    """The attempts in `file` at a stage with these inputs; none if it is absent or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        attempts = content["attempts"] if content["of"] == digest else []
+        times = [attempt[name] for attempt in attempts for name in SUMMED]
+        return [*attempts] if all(time is None or 0 <= time < math.inf for time in times) else []
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return []
+
+
 def _sum(values: list[float | None]) -> float | None:
     """The sum, or None if a value is unknown."""
     known = [value for value in values if value is not None]
     return round(sum(known), 1) if len(known) == len(values) else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The records in `file`, or none if there is no file."""
-    hint = "`git checkout` restores the last records, and a file with `{}` starts new ones"
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UsageError(f"{file}: not valid JSON: {error}; {hint}") from None
-    if not isinstance(records, dict):
-        kind = type(records).__name__
-        raise UsageError(f"{file}: found {kind}; allowed is an object of records by stage; {hint}")
-    for stage, record in records.items():
-        if not isinstance(record, dict):
-            start = json.dumps(record)[:80]
-            raise UsageError(f"{file}: {stage}: found {start}; allowed is an object; {hint}")
-    return records
 
 
 def _lock_entry(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Trained models for notebooks: `load_run` gives a hooked model, its data, settings and tables."""
 
+import math
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 from torch import Tensor
 from transformer_lens import HookedRootModule
 
 from toycircuits.core import paths
-from toycircuits.core.checkpoints import Trajectory, read_final_weights, read_tensors
+from toycircuits.core.checkpoints import (
+    Trajectory,
+    check_step,
+    read_final_weights,
+    read_tensors,
+)
 from toycircuits.core.config import InputError, TaskSettings
 from toycircuits.core.slices import load_task
-from toycircuits.core.tables import read_table
-from toycircuits.core.trained_models import build_model, train_settings
+from toycircuits.core.tables import read_table, table_files
+from toycircuits.core.trained_models import build_model, check_metadata, train_settings
 from toycircuits.revisions import Files
 
 
@@ -74,7 +82,7 @@ def load_run(
         files = Files(folder, rev, Path(scratch))
         weights = files.get(paths.weights_file(name))
         if weights is None:
-            allowed = ", ".join(files.names(paths.weights_file("").parent))
+            allowed = ", ".join(files.names(paths.WEIGHTS))
             raise InputError(f"run {name!r}: has no released weights; runs with them: {allowed}")
         models = read_final_weights(weights)
         model = next(iter(models)) if model is None else model
@@ -84,14 +92,42 @@ def load_run(
         if step is not None:
             weights = _checkpoint(files, Trajectory(paths.trajectories(name) / model), step, name)
             state, metadata = read_tensors(weights)
-        folder_of_tables = files.get(paths.tables(metadata["experiment"]) / name)
-        csv_files = sorted(folder_of_tables.rglob("*.csv")) if folder_of_tables else []
-        tables = {path.stem: read_table(path) for path in csv_files}
-    hooked, data_settings = build_model(state, metadata, weights)
-    generator = torch.Generator().manual_seed(metadata["data"]["seed"])
+            check_step(metadata, step, weights)
+        origin = weights / model if step is None else weights
+        check_metadata(metadata, name, model, origin)
+        tables = _tables(files, metadata["experiment"], name, origin)
+        hooked, data_settings = build_model(state, metadata, origin)
+    _check_memory(data_settings, origin)
+    generator = torch.Generator().manual_seed(data_settings.seed)
     data = load_task(metadata["slice"]).generate(data_settings, generator)
-    selected = train_settings(metadata, weights).select(data)
+    selected = train_settings(metadata, origin).select(data)
     return ReleasedRun(hooked, selected, data_settings, metadata, tables)
+
+
+def _tables(files: Files, experiment: str, run: str, origin: Path) -> dict[str, pd.DataFrame]:
+    """The tables of `run`, by name.
+
+    Raises:
+        InputError: there are none, because `origin` names another experiment or they are absent;
+            or one of them is damaged.
+    """
+    path = paths.tables(experiment) / run
+    if (folder := files.get(path)) is None:
+        hint = f"`git checkout` restores them, and `toycircuits repro {run}` makes them"
+        text = f"{origin} says that they are there"
+        raise InputError(f"{path}: found no tables of this run, but {text}; {hint}")
+    return {path.stem: read_table(path) for path in table_files(folder)}
+
+
+def _check_memory(settings: TaskSettings, origin: Path) -> None:
+    """Raise an `InputError` if the data that these `settings` describe do not fit in memory."""
+    size = 4 * sum(math.prod(shape) for shape in settings.shapes.values())  # at least
+    if size > (memory := psutil.virtual_memory().total):
+        gib = 2**30
+        raise InputError(
+            f"{origin}.data: these data need {size / gib:,.1f} GiB of memory at least; "
+            f"this machine has {memory / gib:,.1f}"
+        )
 
 
 def _checkpoint(files: Files, trajectory: Trajectory, step: int, run: str) -> Path:
@@ -110,6 +146,7 @@ def _checkpoint(files: Files, trajectory: Trajectory, step: int, run: str) -> Pa
         return checkpoint
     if not names:
         raise InputError(f"run {run!r}: no checkpoints here; {hint}")
-    nearest = sorted(map(int, names), key=lambda other: abs(other - step))[:3]
+    steps = [int(name) for name in names if re.fullmatch("[0-9]+", name)]
+    nearest = sorted(steps, key=lambda other: abs(other - step))[:3]
     listed = ", ".join(map(str, sorted(nearest)))
     raise InputError(f"run {run!r}: no checkpoint of step {step}; the nearest: {listed}")

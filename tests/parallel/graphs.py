@@ -40,7 +40,8 @@ if __name__ == "__main__":
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
         if readers:
             unfinished = Path(".resume/spent")
-            asked["records"] = Records(RECORDS, unfinished, readers, ["dvc.yaml"], Path())
+            known = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+            asked["records"] = Records(RECORDS, known, unfinished, readers, ["dvc.yaml"], Path())
         outcome = Schedule(book, plan, opened, Silent(), Path("logs"), **asked).run()
     print(json.dumps({"states": outcome.states, "not_stored": outcome.not_stored}))
     sys.exit(128 + outcome.signal if outcome.signal else 0)

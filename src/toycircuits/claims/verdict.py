@@ -4,6 +4,7 @@ The verdicts on all claims of an experiment are one table, the file claims.csv. 
 writes and reads that file.
 """
 
+import io
 import json
 import math
 from collections import Counter
@@ -15,11 +16,16 @@ import pandas as pd
 
 from toycircuits.claims.card import Card, Claim, shown
 from toycircuits.claims.lookup import NoRowError, as_numbers, mean_over_models, values
-from toycircuits.core.config import InputError, at_key
-from toycircuits.core.paths import FLOAT_FORMAT
-from toycircuits.core.tables import mean_interval, wilson
+from toycircuits.core.config import InputError, at_key, quoted
+from toycircuits.core.paths import FLOAT_FORMAT, remedy
+from toycircuits.core.tables import csv_text, mean_interval, wilson
 
 OUTCOMES = ("reproduced", "not reproduced", "not comparable")
+COLUMNS = (  # of claims.csv
+    *("id", "kind", "source", "statement", "published", "expected", "outcome", "measured"),
+    *("models", "passing", "low", "high", "interval", "table", "value", "why"),
+)
+PATTERNS = {"outcome": "|".join(OUTCOMES), "models": "[0-9]+", "passing": "[0-9]*"}
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Mapping[str, Any]]) -> None:
@@ -34,12 +40,22 @@ def read_verdicts(path: Path) -> pd.DataFrame:
     value is the empty text.
 
     Raises:
-        InputError: the file is not a table.
+        InputError: the file is not what `write_verdicts` writes.
     """
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # from pandas, or from bytes that are not UTF-8
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    text = csv_text(path)
+    table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    if (columns := tuple(table)) != COLUMNS:
+        found = f"found the columns {quoted(','.join(columns))}; expected {','.join(COLUMNS)}"
+        raise InputError(f"{path}: line 1: {found}{remedy(path)}")
+    for name, pattern in PATTERNS.items():
+        odd = table[name][~table[name].str.fullmatch(pattern)]
+        if len(odd):
+            found = f"found {quoted(odd.iloc[0])}; expected {pattern}"
+            raise InputError(f"{path}: row {odd.index[0] + 1}: {name}: {found}{remedy(path)}")
+    if table["id"].duplicated().any():
+        twice = table["id"][table["id"].duplicated()].iloc[0]
+        raise InputError(f"{path}: the claim {quoted(twice)} is there twice{remedy(path)}")
+    return table
 
 
 def count_outcomes(outcomes: Iterable[str]) -> dict[str, int]:

@@ -97,7 +97,8 @@ def reproduce(
         if not tried_with_this_dvc():
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
-        records = Records(RECORDS, RESUME / "spent", readers, CODE, source) if readers else None
+        spent = RESUME / "spent"
+        records = Records(RECORDS, _records(), spent, readers, CODE, source) if readers else None
         context = open_engine(engine, options.jobs, scheduler, PRELOAD, prefix="TOYCIRCUITS_")
         opened = stack.enter_context(context)
         display = stack.enter_context(Display(console, len(plan), LOGS))
@@ -170,12 +171,17 @@ def _entries(params: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
+def _records() -> dict[str, Any]:
+    """Stage -> the record of its last run; none if nothing has been recorded."""
+    return read_records(RECORDS) if RECORDS.exists() else {}
+
+
 def _why_not(scale: str | None) -> Callable[[str], str]:
     """A function from the name of a stage to why it must not run only because an output is absent.
 
     This is so for trainings. The text says how long one took, and the command that starts it.
     """
-    records = read_records(RECORDS) if RECORDS.exists() else {}
+    records = _records()
     command = "toycircuits repro" + (f" --scale {scale}" if scale else "")
 
     def why_not(stage: str) -> str:

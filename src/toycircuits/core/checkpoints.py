@@ -112,8 +112,9 @@ class Trajectory:
     @property
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        steps = sorted(int(path.stem) for path in self.folder.glob("[0-9]*.safetensors"))
-        if not steps:
+        names = [path.name for path in _entries(self.folder)]
+        checkpoints = [re.fullmatch(r"([0-9]{8,})\.safetensors", name) for name in names]
+        if not (steps := sorted(int(found[1]) for found in checkpoints if found)):
             raise InputError(f"{self.folder}: found no checkpoint in this folder")
         return steps
 
@@ -147,7 +148,7 @@ def model_folders(folder: Path) -> list[Path]:
     Seeds are numbers: the model of seed 999 comes before that of seed 1000.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the folder cannot be read.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -159,13 +160,27 @@ def model_folders(folder: Path) -> list[Path]:
 
     def key(path: Path) -> list[str | int]:
         # Texts and numbers alternate, so that text is compared with text, number with number.
-        parts = re.split(r"(\d+)", path.name)
+        parts = re.split(r"([0-9]+)", path.name)
         return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
-    folders = sorted((path for path in folder.glob("*") if path.is_dir()), key=key)
+    folders = sorted((path for path in _entries(folder) if path.is_dir()), key=key)
     if not folders:
-        raise InputError(f"{folder}: found no trajectory in this folder")
+        raise InputError(f"{folder}: found no trajectory in this folder{remedy(folder)}")
     return folders
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in `folder`.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be read.
+    """
+    try:
+        return [*folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder}: no such folder{remedy(folder)}") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def write_final_weights(path: Path, folder: Path) -> None:

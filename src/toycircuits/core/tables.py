@@ -1,14 +1,25 @@
 """Tidy tables: which rows belong to which model, means and ranges over seeds, rates."""
 
+import csv
+import io
 import math
+import os
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from toycircuits.core.config import InputError
+from toycircuits.core.config import InputError, quoted, read_text
+from toycircuits.core.paths import remedy
 
 MODEL = ["run", "variant", "seed"]  # the columns that identify a model
+FRAME = {  # columns of the tables that stages write for every slice; the slice adds others
+    "training.csv": ["variant", "seed", "step", "lr", "train_loss"],
+    "metrics.csv": ["variant", "seed", "metric", "value"],
+    "ablations.csv": ["variant", "seed", "component", "layer", "head", "method"],
+}
+BOOLS = {"True", "False"}
 Z95 = 1.959963984540054  # standard errors of a two-sided 95% interval of a normal variable
 
 
@@ -87,13 +98,106 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 def read_table(path: Path) -> pd.DataFrame:
     """The table at `path`; the variant of a run without variants is the empty string.
 
+    A column holds numbers or texts. Only `all` and `none` may stand among numbers.
+
     Raises:
-        InputError: the file is not a table.
+        InputError: the file is not such a table, or as `csv_text`.
     """
+    text = csv_text(path)
     try:
         table = pd.read_csv(
-            path, dtype={"variant": str}, keep_default_na=False, na_values=["", "nan"]
+            io.StringIO(text),
+            dtype={"variant": str},
+            keep_default_na=False,
+            na_values=["", "nan"],
         )
     except ValueError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    return table.fillna({"variant": ""})
+        raise InputError(f"{path}: {' '.join(str(error).split())}{remedy(path)}") from None
+    table = table.fillna({"variant": ""})
+    _check_columns(table, path)
+    return table
+
+
+def _check_columns(table: pd.DataFrame, path: Path) -> None:
+    """Raise an `InputError` for a column that no stage writes into the table at `path`."""
+    required = FRAME.get(path.name, []) if "tables" in path.parts else []
+    for name in required:
+        if name not in table:
+            raise InputError(f"{path}: column {name}: missing{remedy(path)}")
+    if required and table.empty:
+        raise InputError(f"{path}: found a header without rows{remedy(path)}")
+    for name, column in table.items():
+        if name not in ("run", "variant") and (text := _what_is_odd(column, path.name)):
+            raise InputError(f"{path}: column {name}: found {text}{remedy(path)}")
+
+
+def _what_is_odd(column: "pd.Series[Any]", file: str) -> str:
+    """What a column of a table may not hold, in words; empty if all is well.
+
+    Args:
+        file: name of the file.
+    """
+    if column.name == "seed" and len(column) and not pd.api.types.is_integer_dtype(column):
+        return f"{column.dtype}, not whole numbers"
+    if pd.api.types.is_numeric_dtype(column):
+        return ""
+    texts = set(column.dropna().map(str))
+    numbers = {text for text in texts if _is_number(text)}
+    if texts & BOOLS:
+        odd = texts - BOOLS
+    elif file == "training.csv" or (file, column.name) == ("metrics.csv", "value"):
+        odd = texts - numbers
+    else:
+        odd = texts - numbers - {"all", "none"} if numbers else set()
+    return f"{quoted(min(odd))} among other kinds of values" if odd else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def csv_text(path: Path) -> str:
+    """The text of the CSV file at `path`, whose rows all have a cell for each column.
+
+    pandas would fill short rows, shift long ones and rename columns.
+
+    Raises:
+        InputError: the file cannot be read, is cut short, or is not such a table. The message
+            names the line.
+    """
+    text = read_text(path)
+    rows = csv.reader(io.StringIO(text), strict=True)
+    try:
+        header = next(rows, [])
+        if not header or "" in header or len({*header}) < len(header):
+            text = f"found {quoted(','.join(header))}; allowed: different names of columns"
+            raise InputError(f"{path}: line 1: {text}{remedy(path)}")
+        for row in rows:
+            if len(row) != len(header):
+                text = f"found {len(row)} cells; the header has {len(header)}"
+                raise InputError(f"{path}: line {rows.line_num}: {text}{remedy(path)}")
+    except csv.Error as error:
+        raise InputError(f"{path}: line {rows.line_num}: {error}{remedy(path)}") from None
+    if not text.endswith("\n"):
+        raise InputError(f"{path}: line {rows.line_num}: cut short{remedy(path)}")
+    return text
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The files of tables in `folder` and in the folders below it, sorted.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    places = os.walk(folder, onerror=refuse)
+    return sorted(
+        Path(at, name) for at, _, names in places for name in names if Path(name).suffix == ".csv"
+    )

@@ -1,13 +1,57 @@
 """How each result was made: the records of the stages, their seeds and their times."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from toycircuits.core.config import InputError, experiment_tree, find_run
+from pydantic import ConfigDict, Field, field_validator
+
+from toycircuits.core.config import (
+    InputError,
+    Settings,
+    experiment_tree,
+    find_run,
+    quoted,
+    short,
+)
+from toycircuits.core.json_text import read_json
+
+
+class _File(Settings):
+    """An input or output as dvc.lock has it. DVC writes more about it, which nobody reads."""
+
+    model_config = ConfigDict(extra="ignore")
+    path: str
+    md5: str = Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")
+
+    @field_validator("path")
+    @classmethod
+    def _is_inside(cls, path: str) -> str:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError(f"found {quoted(path)}; allowed: a path inside the project")
+        return path
+
+
+class _Record(Settings):
+    """How one stage was made: its entry of dvc.lock, the code, the machine and the times."""
+
+    cmd: str | list[str]
+    deps: tuple[_File, ...] = ()
+    params: dict[str, dict[str, Any]] = Field(default={})
+    outs: tuple[_File, ...] = ()
+    commit: str
+    edited: bool | None
+    seconds: float | None = Field(ge=0)
+    processor_seconds: float | None = Field(ge=0)
+    attempts: int = Field(ge=1)
+    system: str
+    processor: str
+    cores: int | None = Field(ge=1)
+    gpus: list[str]
+    python: str
+    torch: str
 
 
 def read_records(path: Path) -> dict[str, Any]:
@@ -16,16 +60,15 @@ def read_records(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is not what `toycircuits repro` writes.
     """
+    hint = "`git checkout` restores the last records, and a file with `{}` starts new ones"
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # from JSON, or from bytes that are not UTF-8
-        raise InputError(f"{path}: not valid JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(records, dict):
-        kind = type(records).__name__
-        raise InputError(f"{path}: found a {kind}; allowed: an object of stages")
-    for stage, record in records.items():
-        if not isinstance(record, dict):
-            raise InputError(f"{path}: {stage}: found {record!r:.80}; allowed: an object")
+        records = read_json(path)
+        if not isinstance(records, dict):
+            raise InputError(f"{path}: found {short(records)}; allowed: an object of stages")
+        for stage, record in records.items():
+            _Record.parse(record, f"{path}: {stage}")
+    except InputError as error:
+        raise InputError(f"{error}; {hint}") from None
     return records
 
 

@@ -1,5 +1,6 @@
 """One experiment's part of the page as HTML: its figures, claims, tables and settings."""
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,18 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from pydantic import ConfigDict, Field
 
-from toycircuits.core.config import find_run
+from toycircuits.core.config import InputError, Settings, find_run, short
+from toycircuits.core.json_text import read_json
+from toycircuits.core.paths import remedy
+from toycircuits.core.tables import csv_text
 
 # The stage `report` replaces this text, because the provenance is not known before all stages ran.
 PROVENANCE = "<!-- provenance -->"
 N_ROWS = 60  # that the page shows of a table; the file holds all rows
 WIDE = 900  # pixels: a wider figure keeps most of its width on a narrow screen, and is scrolled
+LEFT_OUT = ("template", "title", "meta", "width", "height")  # of the layout: the page has its own
 FACETS = 520  # pixels: the smallest width of a figure with plots side by side
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "not comparable": "–"}  # noqa: RUF001
 
@@ -49,7 +55,7 @@ def with_code(text: str) -> Markup:
 
 def script_json(value: Any) -> str:
     """`value` as JSON that is safe inside a script element, whatever text it contains."""
-    text = json.dumps(value, separators=(",", ":"))
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -74,21 +80,77 @@ class Figure:
     content: str
 
 
+class _Part(Settings):
+    """A part of a figure's layout of which only some keys matter here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Title(_Part):
+    text: str
+
+
+class _Meta(_Part):
+    order: int
+
+
+class _Axis(_Part):
+    domain: tuple[float, float] = (0, 1)
+
+
+class _Margin(_Part):
+    t: int | float = 56
+
+
+class _Layout(_Part):
+    """What this module reads of a figure's layout; sizes are in pixels."""
+
+    title: _Title | None = None
+    meta: _Meta = _Meta(order=0)
+    width: int | float = Field(default=0, ge=0, le=1e5)
+    height: int | float = Field(default=440, ge=1, le=1e5)
+    xaxis2: _Axis = _Axis()
+    margin: _Margin | None = None
+
+
 def read_figure(path: Path) -> Figure:
-    """The figure whose Plotly JSON is at `path`."""
-    figure = json.loads(path.read_text())
-    layout = figure["layout"]
-    layout.pop("template", None)
-    title = layout.pop("title", {}).get("text", path.stem)
-    order = layout.pop("meta", {}).get("order", 0)
-    width, height = layout.pop("width", 0), int(layout.pop("height", 440))
-    side_by_side = layout.get("xaxis2", {}).get("domain", [0])[0] > 0
-    min_width = int(0.75 * width) if width >= WIDE else FACETS if side_by_side else 0
-    if "margin" in layout:
-        layout["margin"] = {**layout["margin"], "t": max(24, layout["margin"].get("t", 56) - 30)}
-    content = script_json({"data": figure["data"], "layout": layout})
+    """The figure whose Plotly JSON is at `path`.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    figure = read_json(path)
+    data, layout = _data_and_layout(figure, path)
+    known = _Layout.parse(
+        {k: v for k, v in layout.items() if k in _Layout.model_fields}, f"{path}: layout"
+    )
+    side_by_side = known.xaxis2.domain[0] > 0
+    min_width = int(0.75 * known.width) if known.width >= WIDE else FACETS if side_by_side else 0
+    shown = {key: value for key, value in layout.items() if key not in LEFT_OUT}
+    if known.margin:
+        shown["margin"] = {**layout["margin"], "t": max(24, known.margin.t - 30)}
+    try:
+        content = script_json({"data": data, "layout": shown})
+    except ValueError:  # a number such as 1e999
+        raise InputError(f"{path}: found an infinite number{remedy(path)}") from None
+    title = known.title.text if known.title else path.stem
     plain = title.replace("<br>", " ").replace("<i>", "").replace("</i>", "")
-    return Figure(order, path.stem, plain, height, min_width, content)
+    return Figure(known.meta.order, path.stem, plain, int(known.height), min_width, content)
+
+
+def _data_and_layout(figure: Any, path: Path) -> tuple[list[Any], dict[str, Any]]:
+    """The two parts of the figure from the file at `path`.
+
+    Raises:
+        InputError: it has others.
+    """
+    match figure:
+        case {"data": [*traces], "layout": {**layout}} if all(isinstance(t, dict) for t in traces):
+            return traces, layout
+    raise InputError(
+        f"{path}: found {short(figure)}; allowed: a Plotly figure, with the objects `layout` and a "
+        f"list of objects, `data`{remedy(path)}"
+    )
 
 
 def read_figures(folder: Path) -> list[Figure]:
@@ -115,8 +177,12 @@ class Table:
 
 
 def read_shown_table(path: Path) -> Table:
-    """The table at `path`, with at most `N_ROWS` of its rows."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    """The table at `path`, with at most `N_ROWS` of its rows.
+
+    Raises:
+        InputError: as `csv_text`.
+    """
+    table = pd.read_csv(io.StringIO(csv_text(path)), dtype=str, keep_default_na=False)
     rows = [[_rounded(cell) for cell in row] for row in table.head(N_ROWS).to_numpy().tolist()]
     return Table(path.as_posix(), list(table.columns), rows, len(table))
 
