@@ -16,7 +16,8 @@ import pandas as pd
 
 from toycircuits.claims.card import Card, Claim, shown
 from toycircuits.claims.lookup import NoRowError, as_numbers, mean_over_models, values
-from toycircuits.core.config import InputError, at_key, quoted
+from toycircuits.core.config import InputError, at_key, quoted, short
+from toycircuits.core.json_text import read_json
 from toycircuits.core.paths import FLOAT_FORMAT, remedy
 from toycircuits.core.tables import csv_text, mean_interval, wilson
 
@@ -56,6 +57,23 @@ def read_verdicts(path: Path) -> pd.DataFrame:
         twice = table["id"][table["id"].duplicated()].iloc[0]
         raise InputError(f"{path}: the claim {quoted(twice)} is there twice{remedy(path)}")
     return table
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The key metrics and counts of claims in the file `path`, as the stage `judge` writes them.
+
+    Raises:
+        InputError: the file holds something else than numbers by name.
+    """
+    metrics = read_json(path, remedy(path))
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("claims", {}), dict):
+        raise InputError(f"{path}: found {short(metrics)}; allowed: numbers by name{remedy(path)}")
+    for name, value in [*metrics.items(), *metrics.get("claims", {}).items()]:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number or value is None or value is metrics.get("claims")):
+            text = f"found {short(value)}; allowed: a number or null"
+            raise InputError(f"{path}: {quoted(name)}: {text}{remedy(path)}")
+    return metrics
 
 
 def count_outcomes(outcomes: Iterable[str]) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """`toycircuits compare`: two revisions, `dvc exp` experiments or runs side by side."""
 
 import html
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from toycircuits.claims.verdict import read_verdicts
+from toycircuits.claims.verdict import read_metrics, read_verdicts
 from toycircuits.commands.show import settings_of
 from toycircuits.core import paths
 from toycircuits.core.config import InputError, find_run, read_params, read_yaml
@@ -85,7 +84,7 @@ def _revision(root: Path, name: str) -> Side:
         curves: dict[str, pd.DataFrame] = {}
         for experiment in params["experiments"]:
             if file := files.get(paths.metrics_file(experiment)):
-                values = _flat(json.loads(file.read_text()))
+                values = _flat(read_metrics(file))
                 metrics |= {f"{experiment}.{key}": value for key, value in values.items()}
             if file := files.get(paths.claims_table(experiment)):
                 verdicts = read_verdicts(file).to_dict("records")

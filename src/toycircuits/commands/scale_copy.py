@@ -19,11 +19,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
 
 from toycircuits.commands.dvc_repo import cache_folder
 from toycircuits.core.config import InputError, read_params, scales
+from toycircuits.core.json_text import read_json
 from toycircuits.core.paths import ARTIFACTS, LOGS, RECORDS, REPORTS, RESUME
 from toycircuits.core.replace import replacing
 
@@ -128,13 +129,25 @@ def _refuse_to_lose(
 
 
 def _copied(copy: Path) -> dict[str, str]:
-    """The list of what was copied to `copy`; empty if there is none, as in a new copy."""
-    try:
-        return dict(json.loads((copy / COPIED).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    """Name of each file that was copied to `copy` -> its SHA-256; empty in a new copy.
+
+    Raises:
+        InputError: the list cannot be read, or is not one. A name may not lead out of the copy,
+            because files that are no longer wanted are removed.
+    """
+    path = copy / COPIED
+    if not path.exists():
         return {}
-    except (TypeError, ValueError):
-        raise InputError(f"{copy / COPIED}: not a list of copied files; remove it") from None
+    match read_json(path, "; remove it"):
+        case {**copied} if all(map(_is_copied, copied.items())):
+            return copied
+    raise InputError(f"{path}: not a list of copied files; remove it")
+
+
+def _is_copied(entry: tuple[str, Any]) -> bool:
+    name, digest = PurePosixPath(entry[0]), entry[1]
+    is_inside = not name.is_absolute() and ".." not in name.parts
+    return is_inside and isinstance(digest, str) and bool(re.fullmatch("([0-9a-f]{64})?", digest))
 
 
 def _digest(original: Original) -> str:

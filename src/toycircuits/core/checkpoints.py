@@ -60,7 +60,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         ) from None
     if text is None:
         raise InputError(f"{path}: this safetensors file has no metadata of toycircuits")
-    metadata = parse_json(text, f"{path}: metadata")
+    metadata = parse_json(text, f"{path}: metadata", remedy(path))
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: metadata: found {quoted(metadata)}; allowed: an object")
     return tensors, metadata

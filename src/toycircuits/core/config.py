@@ -251,8 +251,11 @@ class Run:
         return cls.parse(*self.values(name, variant))
 
 
-def read_text(path: Path | str) -> str:
+def read_text(path: Path | str, hint: str = "") -> str:
     """The text of the file at `path`, which is UTF-8 without unresolved conflicts of a merge.
+
+    Args:
+        hint: how to get the file again: the end of the message.
 
     Raises:
         InputError: the file is absent or cannot be read, or holds something else.
@@ -260,14 +263,14 @@ def read_text(path: Path | str) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file{hint}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not text in UTF-8: {error}") from None
+        raise InputError(f"{path}: not text in UTF-8: {error}{hint}") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{path}: line {line}: found a NUL byte; the file is damaged")
+        raise InputError(f"{path}: line {line}: found a NUL byte; the file is damaged{hint}")
     refuse_conflicts(text, path)
     return text
 
@@ -296,17 +299,17 @@ def read_params(path: Path | str = "params.yaml") -> dict[str, Any]:
     """Read params with DVC's own parser (YAML 1.2: `1e-3` is a number, `on` a string).
 
     Raises:
-        InputError: the file cannot be read or is not valid; see `read_yaml`.
+        InputError: as `read_yaml`, and for an alias: `dvc exp run -S` would change all its users,
+            or none.
     """
-    return _mapping(read_yaml(path), str(path))
+    return _mapping(read_yaml(path, aliases=False), str(path))
 
 
-def read_yaml(path: Path | str, aliases: bool = False) -> Any:
+def read_yaml(path: Path | str, aliases: bool = True) -> Any:
     """What the YAML file at `path` holds: text, numbers, true, false, null, lists and mappings.
 
     Args:
-        aliases: whether aliases are allowed. `dvc exp run -S` changes all users of an alias, or
-            none, so only files of earlier revisions may have them.
+        aliases: whether anchors, aliases and merge keys are allowed.
 
     Raises:
         InputError: one line with the file and the line or key: the file cannot be read, is not

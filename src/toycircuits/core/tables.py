@@ -169,7 +169,7 @@ def csv_text(path: Path) -> str:
         InputError: the file cannot be read, is cut short, or is not such a table. The message
             names the line.
     """
-    text = read_text(path)
+    text = read_text(path, remedy(path))
     rows = csv.reader(io.StringIO(text), strict=True)
     try:
         header = next(rows, [])

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from pydantic import ConfigDict, Field
 
-from toycircuits.core.config import InputError, Settings, find_run, short
+from toycircuits.core.config import InputError, Settings, find_run, read_text, short
 from toycircuits.core.json_text import read_json
 from toycircuits.core.paths import remedy
 from toycircuits.core.tables import csv_text
@@ -119,7 +119,7 @@ def read_figure(path: Path) -> Figure:
     Raises:
         InputError: the file holds something else.
     """
-    figure = read_json(path)
+    figure = read_json(path, remedy(path))
     data, layout = _data_and_layout(figure, path)
     known = _Layout.parse(
         {k: v for k, v in layout.items() if k in _Layout.model_fields}, f"{path}: layout"
@@ -154,7 +154,13 @@ def _data_and_layout(figure: Any, path: Path) -> tuple[list[Any], dict[str, Any]
 
 
 def read_figures(folder: Path) -> list[Figure]:
-    """The figures in `folder`, in the order in which they were drawn."""
+    """The figures in `folder`, in the order in which they were drawn.
+
+    Raises:
+        InputError: there is no such folder, or as `read_figure`.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder{remedy(folder)}")
     figures = [read_figure(path) for path in sorted(folder.glob("*.json"))]
     return sorted(figures, key=lambda figure: figure.order)
 
@@ -205,6 +211,45 @@ def settings_of(params: Mapping[str, Any], experiment: str) -> dict[str, str]:
             entry = find_run(params, name).entry
             texts[name] = entry.model_dump(include=sections, exclude_defaults=True)
     return {name: json.dumps(values, indent=2) for name, values in texts.items() if values}
+
+
+class _Counts(Settings):
+    """How many claims have each outcome."""
+
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", " "))
+    reproduced: int = Field(ge=0)
+    not_reproduced: int = Field(ge=0)
+    not_comparable: int = Field(ge=0)
+
+
+class _Summary(Settings):
+    title: str
+    counts: _Counts
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the stage `section` wrote about one experiment; see `Section`."""
+
+    html: str
+    title: str
+    counts: Mapping[str, int]
+
+
+def read_part(folder: Path) -> Part:
+    """The part of the page in `folder`.
+
+    Raises:
+        InputError: a file is absent, or holds something else.
+    """
+    path = folder / "summary.json"
+    summary = read_json(path, remedy(path))
+    _Summary.parse(summary, str(path))
+    html = read_text(folder / "section.html", remedy(folder))
+    if html.count(PROVENANCE) != 1:
+        text = f"found {html.count(PROVENANCE)} times {PROVENANCE}; allowed: once"
+        raise InputError(f"{folder / 'section.html'}: {text}{remedy(folder)}")
+    return Part(html, summary["title"], summary["counts"])
 
 
 @dataclass(frozen=True)
