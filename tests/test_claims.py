@@ -104,36 +104,21 @@ def test_cells(fields: dict[str, Any], expected: list[Any]) -> None:
         ({"where": {"run": "a"}}, "where: 2 rows of one model"),
         (
             {"value": "lost"},
-            "value: found 'lost' (name 'lost' is not defined); allowed: an expression of the col",
+            "value: found 'lost': character 1: found 'lost'; there are: run, variant",
         ),
-        ({"value": "loss +"}, "value: found 'loss +' ("),
+        ({"value": "loss +"}, "m.value: character 1: found 'loss +'; allowed: names of columns"),
         (
             {"minus": {"run": ["a", "b"]}, "where": {"step": "last"}},
             "several models match; name one run",
         ),
         ({"value": ""}, "m.value: found"),
-        ({"value": "  "}, "value: found '  ', which does not give one value for each row"),
+        ({"value": "  "}, "m.value: character 3: found 'the end'; allowed: names of columns"),
+        ({"value": "3"}, "m.value: found '3'; allowed: an expression with a column"),
+        ({"value": "loss.max()"}, "m.value: character 1: found 'loss.max'; allowed: names of col"),
         (
-            {"value": "loss = 3"},
-            "value: found 'loss = 3', which does not give one value for each row",
+            {"value": "run + 1"},
+            "value: found 'run + 1': character 1: found something else beside +",
         ),
-        (
-            {"value": "3"},
-            "which does not give one value for each row; allowed: an expression of the columns run",
-        ),
-        ({"value": "loss.max()"}, "which does not give one value for each row"),
-        ({"value": "loss.head(1)"}, "which does not give one value for each row"),
-        (
-            {"value": "loss.sort_values(ascending=False)"},
-            "which does not give one value for each row",
-        ),
-        ({"value": "loss, step"}, "which does not give one value for each row"),
-        ({"value": "loss.foo"}, "value: found 'loss.foo' ('Series' object has no attribute 'foo'"),
-        ({"value": "loss["}, "value: found 'loss[' ("),
-        ({"value": "loss if step"}, "value: found 'loss if step' ("),
-        ({"value": "foo(loss)"}, "value: found 'foo(loss)' ("),
-        ({"value": "1 / 0"}, "value: found '1 / 0' (division by zero)"),
-        ({"value": "run + 1"}, "value: found 'run + 1' ("),
         ({"value": "run", "reduce": "mean"}, 'reduce: mean: found "a"; allowed: numbers'),
         ({"value": "run", "reduce": "sum"}, 'reduce: sum: found "a"; allowed: numbers'),
         ({"value": "run", "minus": {"step": "first"}}, 'minus: found "a"; allowed: numbers'),
@@ -417,9 +402,9 @@ def test_a_key_metric_without_a_row_has_no_value(tmp_path: Path) -> None:
 
 
 def test_an_error_in_a_claim_is_one_line(tmp_path: Path) -> None:
-    done = judge_stage(tmp_path, "loss = 3")
+    done = judge_stage(tmp_path, "lost")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: claims/e.yaml: learns.value: found 'loss = 3', which does not give one value for "
-        "each row; allowed: an expression of the columns run, variant, seed, step, loss"
+        "error: claims/e.yaml: learns.value: found 'lost': character 1: found 'lost'; "
+        "there are: run, variant, seed, step, loss"
     ]

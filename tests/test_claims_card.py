@@ -244,8 +244,8 @@ def test_files_of_claims(tmp_path: Path, change: dict[str, Any], message: str | 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: [", r"card\.yaml: not valid YAML: "),
-        (b"title: \xff", r"card\.yaml: 'utf-8' codec can't decode byte 0xff"),
+        (b"a: [", r"card\.yaml: line 2: not valid YAML: "),
+        (b"title: \xff", r"card\.yaml: not text in UTF-8: "),
         (b"when: 2024-02-31", r"card\.yaml: not valid YAML: day is out of range"),
         (
             b"2024-01-01: x",

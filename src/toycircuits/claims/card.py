@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from toycircuits.core.config import InputError, Settings, read_yaml, short
+from toycircuits.claims.expression import columns, parse
+from toycircuits.core.config import InputError, Settings, read_yaml
+from toycircuits.core.messages import quoted, short
 
 Scalar: TypeAlias = bool | int | float | str
 Rows: TypeAlias = dict[str, Scalar | list[Scalar]]
@@ -42,8 +44,7 @@ class Measured(Settings):
         where: column -> the value, or the list of values, that the rows must have. In the column
             `step`, "first" and "last" mean the first and last step of each model among the rows
             that match all other columns.
-        value: a column, or an expression of columns in the syntax of `pandas.DataFrame.eval`. It
-            must give one value for each row.
+        value: a column, or an expression of columns, as `expression.py` reads it.
         reduce: how several rows of one model become one value.
         minus: subtract the value of the rows that match `where` with these columns changed.
         over: divide by the value of the rows that match `where` with these columns changed.
@@ -55,6 +56,13 @@ class Measured(Settings):
     reduce: Reduction | None = None
     minus: Rows | None = None
     over: Rows | None = None
+
+    @field_validator("value")
+    @classmethod
+    def _check_value(cls, value: str) -> str:
+        if not any(columns(parse(value))):
+            raise ValueError(f"found {quoted(value)}; allowed: an expression with a column")
+        return value
 
     @model_validator(mode="after")
     def _check_other_rows(self) -> Self:

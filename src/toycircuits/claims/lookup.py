@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from toycircuits.claims.card import Measured, Rows, short
+from toycircuits.claims.card import Measured, Rows
+from toycircuits.claims.expression import evaluate, parse
 from toycircuits.core.config import InputError
+from toycircuits.core.messages import quoted, short
 from toycircuits.core.tables import MODEL, read_table, read_tables
 
 
@@ -153,15 +155,9 @@ def _evaluate(table: pd.DataFrame, expression: str) -> "pd.Series[Any]":
     """The value of `expression` in each row of `table`.
 
     Raises:
-        InputError: it is not an expression of the columns, or does not give one value for each row.
+        InputError: it is not an expression of the columns, or its values do not fit together.
     """
-    allowed = f"allowed: an expression of the columns {', '.join(map(str, table))}"
     try:
-        result = table.eval(expression, engine="python")
-    except Exception as error:  # pandas, Python's parser and methods of columns raise many kinds
-        reason = " ".join(str(error).split())
-        raise InputError(f"value: found {expression!r} ({reason}); {allowed}") from None
-    if not isinstance(result, pd.Series) or not result.index.equals(table.index):
-        text = f"value: found {expression!r}, which does not give one value for each row"
-        raise InputError(f"{text}; {allowed}")
-    return result
+        return evaluate(parse(expression), table)
+    except ValueError as error:
+        raise InputError(f"value: found {quoted(expression)}: {error}") from None

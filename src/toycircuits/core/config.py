@@ -5,6 +5,7 @@ The classes themselves stand beside their only users (`DataSettings` in a slice'
 line for whatever is wrong, and how the values of a run are laid over those of its experiment.
 """
 
+import io
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from toycircuits.core.inputs import note
 from toycircuits.core.messages import in_one_line, short
 from toycircuits.core.messages import quoted as quoted
 from toycircuits.core.plain_yaml import check_plain, parse_yaml
@@ -261,7 +263,9 @@ def read_text(path: Path | str, hint: str = "") -> str:
         InputError: the file is absent or cannot be read, or holds something else.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        content = Path(path).read_bytes()
+        note(path, content)
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{hint}") from None
     except OSError as error:
