@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toycircuits.core.config import InputError
+from toycircuits.revisions import check_files_of_dvc
 
 
 @contextmanager
@@ -18,6 +19,7 @@ def open_repo(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException  # here, because DVC loads slowly
     from dvc.repo import Repo
 
+    check_files_of_dvc(root)
     try:
         with Repo(str(root)) as repo:
             yield repo

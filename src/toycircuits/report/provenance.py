@@ -60,15 +60,15 @@ def read_records(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is not what `toycircuits repro` writes.
     """
-    hint = "`git checkout` restores the last records, and a file with `{}` starts new ones"
-    try:
-        records = read_json(path)
-        if not isinstance(records, dict):
-            raise InputError(f"{path}: found {short(records)}; allowed: an object of stages")
-        for stage, record in records.items():
+    hint = "; `git checkout` restores the last records, and a file with `{}` starts new ones"
+    records = read_json(path, hint)
+    if not isinstance(records, dict):
+        raise InputError(f"{path}: found {short(records)}; allowed: an object of stages{hint}")
+    for stage, record in records.items():
+        try:
             _Record.parse(record, f"{path}: {stage}")
-    except InputError as error:
-        raise InputError(f"{error}; {hint}") from None
+        except InputError as error:
+            raise InputError(f"{error}{hint}") from None
     return records
 
 
