@@ -104,7 +104,7 @@ def list_runs() -> None:
     with _in_project() as root:
         from toycircuits.commands.list_runs import listing
 
-        _print(listing(config.read_params(), root))
+        _print(listing(_params(), root))
 
 
 @app.command()
@@ -119,7 +119,7 @@ def show(name: Annotated[str, typer.Argument(help="a run or an experiment")]) ->
     with _in_project():
         from toycircuits.commands.show import description
 
-        _print(description(config.read_params(), name))
+        _print(description(_params(), name))
 
 
 @app.command()
@@ -241,6 +241,7 @@ def repro(
     with _in_project():
         from toycircuits.commands.repro import Options, reproduce
 
+        _params()  # DVC's own message would name dvc.yaml
         options = Options(jobs, dry, force, keep_going, single_item, downstream, per_device)
         raise typer.Exit(reproduce(targets or [], options, scale, engine, scheduler))
 
@@ -267,7 +268,7 @@ def figures(
     with _in_project():
         from toycircuits.commands.figures import print_figures
 
-        params = config.read_params()
+        params = _params()
         for path in print_figures(names or [], params, file_format, width, out, title):
             print(_seen_from(here, path))
 
@@ -292,6 +293,7 @@ def cost(
     with _in_project() as root:
         from toycircuits.commands.cost import as_markdown, as_table, costs
 
+        _params()
         rows = costs(root, absolute)
         if markdown:
             print(as_markdown(rows))
@@ -308,6 +310,7 @@ def fresh() -> None:
     with _in_project() as root:
         from toycircuits.commands.fresh import stale
 
+        _params()
         problems = stale(root)
         for problem in problems:
             print(problem, file=sys.stderr)
@@ -343,6 +346,13 @@ def _in_project() -> Iterator[Path]:
         environment = str(Path(sys.executable).parent)
         os.environ["PATH"] = os.pathsep.join([environment, os.environ.get("PATH", "")])
         yield Path.cwd()
+
+
+def _params() -> dict[str, Any]:
+    """All of params.yaml; bad input ends the command before DVC or anything else reads the file."""
+    from toycircuits.commands.structure import read_project
+
+    return read_project()
 
 
 def _print(content: RenderableType) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+from pydantic import ConfigDict
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from toycircuits.claims.verdict import read_metrics, read_verdicts
-from toycircuits.commands.show import settings_of
+from toycircuits.commands.show import plain, settings_of
+from toycircuits.commands.structure import read_project
 from toycircuits.core import paths
-from toycircuits.core.config import InputError, find_run, read_params, read_yaml
+from toycircuits.core.config import InputError, Settings, find_run, read_yaml
+from toycircuits.core.messages import escaped
 from toycircuits.core.plotting import COLORS, TEMPLATE, bare_facets
 from toycircuits.core.tables import read_table
 from toycircuits.revisions import Files
@@ -58,7 +60,7 @@ def sides(root: Path, names: tuple[str, str]) -> tuple[Side, Side]:
     Raises:
         InputError: there is no such run or revision, or one name is a run and the other is not.
     """
-    params = read_params(root / "params.yaml")
+    params = read_project(root / "params.yaml")
     is_run = [name in params["runs"] for name in names]
     if all(is_run):
         return _run(root, params, names[0]), _run(root, params, names[1])
@@ -72,13 +74,7 @@ def sides(root: Path, names: tuple[str, str]) -> tuple[Side, Side]:
 def _revision(root: Path, name: str) -> Side:
     with tempfile.TemporaryDirectory() as scratch:
         files = Files(root, None if name == WORKSPACE else name, Path(scratch))
-        file = files.get(Path("params.yaml"))
-        # Not `read_params`: earlier revisions have aliases, which it refuses.
-        params = None if file is None else read_yaml(file)
-        if not isinstance(params, dict):
-            raise InputError(
-                f"compare: {name}: this revision has no params.yaml, or an invalid one"
-            )
+        params = _params_of(files.get(Path("params.yaml")), name)
         metrics: dict[str, float] = {}
         claims: dict[tuple[str, str], dict[str, str]] = {}
         curves: dict[str, pd.DataFrame] = {}
@@ -93,6 +89,37 @@ def _revision(root: Path, name: str) -> Side:
             if file := files.get(paths.training_table(entry["experiment"], run)):
                 curves[run] = read_table(file)
         return Side(name, _flat(params), metrics, claims, curves)
+
+
+class _Run(Settings):
+    """What is needed of an entry under `runs:`, whatever else an earlier revision has there."""
+
+    model_config = ConfigDict(extra="allow")
+    experiment: str
+
+
+class _Params(Settings):
+    """What is needed of params.yaml as of any revision."""
+
+    model_config = ConfigDict(extra="allow")
+    experiments: dict[str, Any]
+    runs: dict[str, _Run]
+
+
+def _params_of(file: Path | None, revision: str) -> dict[str, Any]:
+    """The params in `file`, which is params.yaml as of `revision`.
+
+    Earlier revisions may have aliases, and other scales, sections and settings than this one.
+    """
+    if file is None:
+        raise InputError(f"compare: {revision}: this revision has no params.yaml")
+    try:
+        params: dict[str, Any] = read_yaml(file)
+        _Params.parse(params, str(file))
+    except InputError as error:
+        reason = str(error).removeprefix(str(file)).lstrip(".: ")
+        raise InputError(f"compare: params.yaml of {revision}: {reason}") from None
+    return params
 
 
 def _as_texts(row: Mapping[Any, Any]) -> dict[str, str]:
@@ -207,9 +234,9 @@ def as_tables(parts: Sequence[Difference]) -> RenderableType:
             title = f"{part.title} that differ"
             table = Table(title=title, title_justify="left", box=None)
             for name in ("", *part.names):
-                table.add_column(name, overflow="fold")  # never cut a key short
+                table.add_column(plain(name), overflow="fold")  # never cut a key short
             for row in part.rows:
-                table.add_row(*map(escape, row))
+                table.add_row(*map(plain, row))
             shown += [table, ""]
         else:
             shown.append(f"[bold]{part.title}[/]: none differ\n")
@@ -222,12 +249,18 @@ def as_markdown(parts: Sequence[Difference]) -> str:
     for part in reversed(parts):
         if part.rows:
             rows = [("", *part.names), ("---",) * 3, *part.rows]
-            cells = [[html.escape(cell).replace("|", "&#124;") for cell in row] for row in rows]
+            cells = [[_markdown(cell) for cell in row] for row in rows]
             table = ["| " + " | ".join(row) + " |" for row in cells]
             lines += [f"### {part.title} that differ", "", *table, ""]
         else:
             lines += [f"### {part.title}: none differ", ""]
     return "\n".join(lines)
+
+
+def _markdown(cell: str) -> str:
+    """`cell` as text for Markdown: no HTML, no link, no mention of a person, one line."""
+    text = html.escape(escaped(" ".join(cell.split())))
+    return text.replace("|", "&#124;").replace("](", "]&#40;").replace("@", "&#64;")
 
 
 def figures(a: Side, b: Side) -> Iterator[go.Figure]:
@@ -239,7 +272,9 @@ def figures(a: Side, b: Side) -> Iterator[go.Figure]:
     for title, old, new in pairs:
         if old.equals(new):
             continue
-        table = pd.concat([old.assign(of=a.name), new.assign(of=b.name)])
+        # Plotly takes HTML in names for links and styles.
+        names = html.escape(a.name), html.escape(b.name)
+        table = pd.concat([old.assign(of=names[0]), new.assign(of=names[1])])
         shown = [name for name in table if name not in ("variant", "seed", "step", "lr", "of")]
         long = table.melt(["of", "variant", "seed", "step"], shown, "quantity").dropna()
         figure = px.line(

@@ -7,14 +7,15 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from toycircuits.claims.card import read_card
 from toycircuits.claims.lookup import tables_of, values
 from toycircuits.claims.verdict import count_outcomes, read_verdicts
 from toycircuits.core import paths
 from toycircuits.core.config import SECTIONS, InputError, Run, find_run
+from toycircuits.core.messages import escaped, quoted
 
 COLORS = {"not reproduced": "red", "reproduced": "green", "not comparable": "dim"}  # in this order
 
@@ -28,7 +29,7 @@ def description(params: Mapping[str, Any], name: str) -> RenderableType:
     runs, experiments = params["runs"], params["experiments"]
     if name not in runs and name not in experiments:
         allowed = ", ".join(dict.fromkeys([*experiments, *runs]))
-        raise InputError(f"found {name!r}; there are: {allowed}")
+        raise InputError(f"found {quoted(name)}; there are: {allowed}")
     parts: list[RenderableType] = []
     if name in runs:
         run = find_run(params, name)
@@ -41,6 +42,15 @@ def description(params: Mapping[str, Any], name: str) -> RenderableType:
         parts.append(f"[bold]runs of {experiment}[/]\n  {', '.join(others)}\n")
     parts += _claims(experiment, name if name in runs and name != experiment else None)
     return Group(*parts, "[bold]files[/]", *_files(experiment, name, name in runs))
+
+
+def plain(value: object) -> Text:
+    r"""`value` as text that a terminal shows as it is: no markup, no emoji, no control characters.
+
+    >>> plain("[red]:smile: \x1b[31m").plain
+    '[red]:smile: \\x1b[31m'
+    """
+    return Text(escaped(str(value)))
 
 
 def settings_of(run: Run, variant: str = "") -> dict[str, dict[str, Any]]:
@@ -56,15 +66,15 @@ def _settings(run: Run) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     for section, settings in settings_of(run).items():
         if section != "render":  # it says how to draw, and nothing about the run
-            rows.add_row(f"  {section}", _in_a_line(settings))
+            rows.add_row(f"  {section}", plain(_in_a_line(settings)))
     for variant, settings in run.entry.variants.items():
-        rows.add_row("  variant", f"{variant}: {_in_a_line(settings)}")
+        rows.add_row("  variant", plain(f"{variant}: {_in_a_line(settings)}"))
     return Group(f"[bold]settings[/] (scale: {run.scale})", rows, "")
 
 
 def _in_a_line(settings: Mapping[str, Any]) -> str:
     texts = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
-    return escape(", ".join(texts)) or "-"
+    return ", ".join(texts) or "-"
 
 
 def _metrics(experiment: str, run: str) -> list[RenderableType]:
@@ -85,10 +95,11 @@ def _metrics(experiment: str, run: str) -> list[RenderableType]:
                 columns[name] = by_model
     if not columns:
         return []
-    rows = Table("variant", "seed", *columns, title="metrics", title_justify="left", box=None)
+    headings = [plain(name) for name in ("variant", "seed", *columns)]
+    rows = Table(*map(Column, headings), title="metrics", title_justify="left", box=None)
     for model, row in pd.DataFrame(columns).iterrows():
         variant, seed = model if isinstance(model, tuple) else ("", model)
-        rows.add_row(str(variant), str(seed), *(f"{value:.6g}" for value in row))
+        rows.add_row(plain(variant), str(seed), *(f"{value:.6g}" for value in row))
     return [rows, ""]
 
 
@@ -113,11 +124,13 @@ def _claims(experiment: str, run: str | None) -> list[RenderableType]:
     order = [*COLORS].index
     verdicts = verdicts.sort_values("outcome", key=lambda of: of.map(order), kind="stable")
     for row in verdicts.to_dict("records"):
-        why = f"\n[dim]why not: {escape(row['why'])}[/]" if row["why"] else ""
-        cells = [escape(row[key]) for key in ("published", "expected", "measured")]
+        statement = plain(row["statement"])
+        if row["why"]:
+            statement.append(escaped(f"\nwhy not: {row['why']}"), style="dim")
+        cells = [plain(row[key]) for key in ("published", "expected", "measured")]
         passing = f"{row['passing']} of {row['models']}" if row["passing"] else row["models"]
         outcome = f"[{COLORS[row['outcome']]}]{row['outcome']}[/]"
-        rows.add_row(outcome, escape(row["statement"]) + why, *cells, passing)
+        rows.add_row(outcome, statement, *cells, plain(passing))
     return [f"[bold]claims of {experiment}[/] {heading}", rows, ""]
 
 
