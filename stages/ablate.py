@@ -7,6 +7,7 @@ import typer
 
 from toycircuits.core import config, paths
 from toycircuits.core.fast_import import import_transformer_lens
+from toycircuits.core.stage import all_read, stage
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
@@ -18,15 +19,18 @@ def main(run_name: str, device: Device = "auto") -> None:
 
     from toycircuits.core.checkpoints import read_data
     from toycircuits.core.device import prepare
-    from toycircuits.core.slices import load_ablations
+    from toycircuits.core.slices import load_ablations, load_model, load_task
     from toycircuits.core.trained_models import load_final_models
 
-    with config.exit_on_bad_input():
+    with stage():
         run = config.find_run(config.read_params(), run_name)
         ablations = load_ablations(run.entry.slice)
         settings = run.section("ablate", ablations.AblateSettings)
         torch_device = prepare(device)
         data_file = paths.data_file(run.entry.experiment)
+        for load in (load_task, load_model):  # import what the models of the run need
+            load(run.entry.slice)
+        all_read(run.final, data_file)
         read = functools.lru_cache(1)(read_data)  # the models of a run have the same data settings
         tables = []
         for trained in load_final_models(run.final, torch_device):

@@ -6,11 +6,12 @@ import typer
 from toycircuits.core import config, paths
 from toycircuits.core.checkpoints import write_tensors
 from toycircuits.core.slices import load_task
+from toycircuits.core.stage import stage
 
 
 def main(experiment: str, slice_name: str) -> None:
     """Write the tensors of EXPERIMENT, whose code is the slice SLICE_NAME."""
-    with config.exit_on_bad_input():
+    with stage():
         task = load_task(slice_name)
         params = config.read_params()
         settings = config.read_section(params, experiment, "data", task.DataSettings)

@@ -5,11 +5,12 @@ import json
 import typer
 
 from toycircuits.core import config, paths
+from toycircuits.core.stage import stage
 
 
 def main(experiment: str) -> None:
     """Write the verdicts on the claims about EXPERIMENT, and its key metrics."""
-    with config.exit_on_bad_input():
+    with stage():
         from toycircuits.claims.card import read_card
         from toycircuits.claims.lookup import tables_of
         from toycircuits.claims.verdict import (
@@ -19,10 +20,11 @@ def main(experiment: str) -> None:
             write_verdicts,
         )
 
-        scale = str(config.read_params()["scale"])
+        params = config.read_params()
+        scale = str(params["scale"])
         file = paths.claims_file(experiment)
         card = read_card(file)
-        tables = tables_of(paths.REPORTS / experiment)
+        tables = tables_of(paths.REPORTS / experiment, config.runs_of(params, experiment))
         verdicts = judge_all(card, tables, scale, file)
         metrics = key_metrics(card, tables, file)
         counts = count_outcomes(verdict["outcome"] for verdict in verdicts)

@@ -8,6 +8,7 @@ import typer
 
 from toycircuits.core import config, paths
 from toycircuits.core.fast_import import import_transformer_lens
+from toycircuits.core.stage import all_read, stage
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
@@ -19,16 +20,19 @@ def main(run_name: str, device: Device = "auto") -> None:
 
     from toycircuits.core.checkpoints import read_data
     from toycircuits.core.device import prepare
-    from toycircuits.core.slices import load_metrics
+    from toycircuits.core.slices import load_metrics, load_model, load_task
     from toycircuits.core.trained_models import load_final_models
 
-    with config.exit_on_bad_input():
+    with stage():
         run = config.find_run(config.read_params(), run_name)
         metrics = load_metrics(run.entry.slice)
         settings = run.section("measure", metrics.MeasureSettings)
         torch_device = prepare(device)
         data_file = paths.data_file(run.entry.experiment)
         folder = paths.trajectories(run_name)
+        for load in (load_task, load_model):  # import what the models of the run need
+            load(run.entry.slice)
+        all_read(folder, data_file)
         read = functools.lru_cache(1)(read_data)  # the models of a run have the same data settings
         parts = defaultdict(list)
         for trained in load_final_models(folder, torch_device):

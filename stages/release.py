@@ -2,13 +2,14 @@
 
 import typer
 
-from toycircuits.core import config, paths
+from toycircuits.core import paths
 from toycircuits.core.checkpoints import write_final_weights
+from toycircuits.core.stage import stage
 
 
 def main(run_name: str) -> None:
     """Write the last checkpoint of each model of RUN_NAME."""
-    with config.exit_on_bad_input():
+    with stage():
         write_final_weights(paths.weights_file(run_name), paths.trajectories(run_name))
 
 

@@ -3,11 +3,12 @@
 import typer
 
 from toycircuits.core import config, paths
+from toycircuits.core.stage import stage
 
 
 def main(experiment: str, slice_name: str) -> None:
     """Draw EXPERIMENT, whose code is the slice SLICE_NAME."""
-    with config.exit_on_bad_input():
+    with stage():
         from toycircuits.core.pictures import write_figures
         from toycircuits.core.render import draw
 

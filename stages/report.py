@@ -3,6 +3,7 @@
 import typer
 
 from toycircuits.core import config, paths
+from toycircuits.core.stage import stage
 
 
 def main() -> None:

@@ -5,21 +5,24 @@ import json
 import typer
 
 from toycircuits.core import config, paths
+from toycircuits.core.stage import stage
 
 
 def main(experiment: str) -> None:
     """Write what the page says about EXPERIMENT."""
-    with config.exit_on_bad_input():
+    with stage():
         from toycircuits.claims.card import read_card
         from toycircuits.claims.verdict import count_outcomes, read_verdicts
+        from toycircuits.core.tables import table_files
         from toycircuits.report import section
 
         params = config.read_params()
         card = read_card(paths.claims_file(experiment))
         verdicts = read_verdicts(paths.claims_table(experiment))
         counts = count_outcomes(verdicts["outcome"])
-        tables = sorted(paths.summary(experiment).glob("*.csv"))
-        tables += sorted(paths.tables(experiment).glob("*/ablations.csv"))
+        tables = table_files(paths.summary(experiment))
+        for run in sorted(config.runs_of(params, experiment)):
+            tables.append(paths.tables(experiment) / run / "ablations.csv")
         html = section.section_html(
             section.Section(
                 experiment=experiment,

@@ -8,6 +8,7 @@ import typer
 
 from toycircuits.core import config, paths
 from toycircuits.core.fast_import import import_transformer_lens
+from toycircuits.core.stage import all_read, digest_of, refuse_edits, stage
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
@@ -22,16 +23,18 @@ def main(run_name: str, device: Device = "auto") -> None:
     from toycircuits.core.train_run import read_settings, train_run
     from toycircuits.core.training import DivergedError, StoppedError, only_process
 
-    with config.exit_on_bad_input():
+    with stage():
         run = config.find_run(config.read_params(), run_name)
         settings = read_settings(run)
         torch_device = prepare(device)
         data_file = paths.data_file(run.entry.experiment)
         data = read_data(data_file, settings.data, torch_device)
+        digest = digest_of(data_file)
+        all_read()
         folder = paths.RESUME / run_name
         with only_process(folder):
             try:
-                log, checkpoints = train_run(run, settings, data, data_file, folder, torch_device)
+                log, checkpoints = train_run(run, settings, data, digest, folder, torch_device)
             except DivergedError as error:
                 print(f"error: {error}", file=sys.stderr)
                 raise SystemExit(1) from None
@@ -45,6 +48,7 @@ def main(run_name: str, device: Device = "auto") -> None:
             table = paths.training_table(run.entry.experiment, run_name)
             table.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(log).to_csv(table, index=False, float_format=paths.FLOAT_FORMAT)
+            refuse_edits()  # the state stays then, for the case that the edit is taken back
             shutil.rmtree(folder)
 
 

@@ -28,7 +28,7 @@ OPTIONAL = {f"src/toycircuits/core/{name}.py" for name in ("products", "rows", "
 FILES = texts()
 IMPORTS = graph(FILES)
 PATHS = {module_name(path): path for path in FILES}
-INITS = {path for path in FILES if path.endswith("__init__.py")}  # empty, or without imports
+INITS = {path for path, text in FILES.items() if path.endswith("__init__.py") and not text}
 
 
 def closure(path: str, slice_name: str) -> set[str]:
@@ -41,7 +41,7 @@ def closure(path: str, slice_name: str) -> set[str]:
         if (module := todo.pop()) not in PATHS or module in seen:
             continue
         seen.add(module)
-        todo += IMPORTS[module]
+        todo += [*IMPORTS[module], module.partition(".")[0]]  # the package's own __init__.py
         loaded = re.findall(
             r"(?<!def )\bload_(task|model|metrics|ablations|figures)\(", FILES[PATHS[module]]
         )
@@ -84,7 +84,8 @@ def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     if "find_run" in text:
         read.add("runs.${key}")
     read |= {
-        "judge": {"scale"},
+        "render": {"runs"},
+        "judge": {"runs", "scale"},
         "section": {"runs", "scale", "${scale}.${key}"},
         "report": {"experiments", "released", "runs", "scale", "${scale}"},
     }.get(stage, set())

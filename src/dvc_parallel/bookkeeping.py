@@ -13,7 +13,8 @@ Five things differ from `dvc repro`:
 - dvc.lock is written once for several finished stages, and it is replaced in one step. If this
   process is killed before it writes, DVC's run cache still has these stages.
 - dvc.lock records the inputs as they were when the command started. DVC reads them again at the
-  end. It would record a file that somebody edited meanwhile, which the command has not read.
+  end. It would record a file that somebody edited meanwhile, which the command has not read. The
+  worker makes sure that nobody has edited them before the command had read them.
 - The run cache takes every stage. DVC leaves out stages with a result that git carries, unless this
   result is a plot or a metric.
 - A stage whose outputs are merely absent counts as done; see `dvc_parallel.stage_status`.
@@ -44,8 +45,9 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import modify_yaml
 
-from dvc_parallel.files import replacing
-from dvc_parallel.stage_status import Output, Stage, Status, is_absent, status
+from dvc_parallel.files import replacing, settled_state_of
+from dvc_parallel.places import check_outputs, check_writable
+from dvc_parallel.stage_status import Output, Stage, Status, differences, is_absent, status
 
 __all__ = [
     "Bookkeeping",
@@ -80,6 +82,7 @@ class Bookkeeping:
         self.repo: Any = Repo(root, _wait_for_lock=wait)
         self._depth = 0
         self._locks: dict[str, ExitStack] = {}
+        self._inputs: dict[str, dict[str, str]] = {}
         self._read_locks: dict[str, ExitStack] = {}
         self._readers: Counter[str] = Counter()
         self._unwritten: list[Stage] = []
@@ -98,6 +101,9 @@ class Bookkeeping:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for locks in [*self._locks.values()]:
+            locks.close()
+        self._locks.clear()
         self.repo.close()
 
     @contextmanager
@@ -149,6 +155,12 @@ class Bookkeeping:
         paths = [item.fs_path for item in (*stage.deps, *stage.outs)]
         with self.locked(), self._path_lock(paths, []):
             return status(stage, self._outputs_at)
+
+    def differences(self, stage: Stage) -> list[str]:
+        """In what `stage` differs from dvc.lock, in words; see `stage_status.differences`."""
+        paths = [item.fs_path for item in (*stage.deps, *stage.outs)]
+        with self.locked(), self._path_lock(paths, []):
+            return [*differences(stage, self._outputs_at)]
 
     def absent_inputs(self, stage: Stage) -> dict[Stage, list[Output]]:
         """Absent outputs that `stage` reads, by the stage that makes them."""
@@ -240,6 +252,7 @@ class Bookkeeping:
                 return False
             try:
                 self._lock_paths(stage)
+                self._note_inputs(stage)
                 stage.remove_outs(ignore_remove=False, force=False)
                 if not force:
                     with contextlib.suppress(RunCacheNotFoundError):
@@ -255,25 +268,27 @@ class Bookkeeping:
     def clear(self, stage: Stage) -> None:
         """Prepare one more run of a command that failed."""
         with self.locked():
+            self._note_inputs(stage)
             stage.remove_outs(ignore_remove=False, force=False)
             stage.save_deps()
 
-    def end(self, stage: Stage, at_once: bool) -> None:
+    def inputs(self, stage: Stage) -> dict[str, str]:
+        """Path of each input of `stage` -> its `files.state_of` just before DVC took its hash."""
+        return self._inputs[stage.addressing]
+
+    def _note_inputs(self, stage: Stage) -> None:
+        """Call it before DVC takes the hashes: a later write to an input will be noticed."""
+        paths = sorted({dep.fs_path for dep in stage.deps})
+        self._inputs[stage.addressing] = {path: settled_state_of(path) for path in paths}
+
+    def end(self, stage: Stage) -> None:
         """Second half: store the outputs of `stage`, whose command has succeeded.
 
-        Args:
-            at_once: the command started as soon as `begin` had returned, so it did not read what
-                somebody edited later. Without `at_once` nobody knows, and edits are refused.
-
         Raises:
-            Error: an output is missing or cannot be stored, or an input was edited meanwhile.
+            Error: an output is missing or cannot be stored.
         """
         with self.locked():
             try:
-                if not at_once and (edited := [str(dep) for dep in stage.deps if dep.status()]):
-                    raise Error(
-                        f"{', '.join(edited)}: changed while it waited or ran; run it again"
-                    )
                 self._save(stage)
             except BaseException:
                 self.abandon(stage)
@@ -292,6 +307,17 @@ class Bookkeeping:
         """What dvc.lock says of `stage`, as plain values: commands, inputs, parameters, outputs."""
         entry = to_lockfile(stage)[stage.name]
         return dict(json.loads(json.dumps(entry)))
+
+    def check_places(self, stages: Iterable[Stage]) -> None:
+        """Make sure that DVC can store the outputs of `stages`, before a command runs for hours.
+
+        Raises:
+            UsageError: it cannot, as far as one can see now.
+        """
+        root, cache = Path(self.repo.root_dir), self.repo.cache.local
+        check_outputs(root, [Path(out.fs_path) for stage in stages for out in stage.outs])
+        for folder in (root, Path(self.repo.tmp_dir), *([Path(cache.path)] if cache else [])):
+            check_writable(folder)
 
     def readers(self, path: str) -> set[Stage]:
         """Stages that name the file `path` as an input."""

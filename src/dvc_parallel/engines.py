@@ -37,13 +37,11 @@ class Engine:
             future raises if the worker of the job was lost.
         places: returns how many jobs can run at a time now.
         environment: variables that every job needs there.
-        at_once: whether a job starts when it is submitted, if there is a place for it.
     """
 
     submit: Callable[[Job], "Future[int]"]
     places: Callable[[], int]
     environment: dict[str, str]
-    at_once: bool
 
 
 def cores() -> int:
@@ -93,7 +91,7 @@ def _local(jobs: int, preload: Preload | None) -> Iterator[Engine]:
             forks = stack.enter_context(closing(ForkStarter(preload, environment, after=jobs)))
             run = partial(execute, starter=forks.start)
         pool = stack.enter_context(ThreadPoolExecutor(jobs))
-        yield Engine(lambda job: pool.submit(run, job), lambda: jobs, environment, True)
+        yield Engine(lambda job: pool.submit(run, job), lambda: jobs, environment)
 
 
 @contextmanager
@@ -116,7 +114,7 @@ def _dask(
         def places() -> int:
             return jobs or (sum(client.nthreads().values()) or 1 if scheduler else cores())
 
-        yield Engine(lambda job: executor.submit(execute, job), places, environment, False)
+        yield Engine(lambda job: executor.submit(execute, job), places, environment)
 
 
 def _cluster(name: str, jobs: int, distributed: ModuleType) -> Any:

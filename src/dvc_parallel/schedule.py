@@ -8,28 +8,31 @@ stage runs first.
 
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 from dvc_parallel.bookkeeping import Bookkeeping, Error, NotAvailableError, commands
 from dvc_parallel.engines import Engine
-from dvc_parallel.files import replacing
 from dvc_parallel.outcome import Observer, Outcome, State, log_file
 from dvc_parallel.records import Records
 from dvc_parallel.stage_status import Output, Stage
-from dvc_parallel.worker import Job
+from dvc_parallel.worker import READ, InputsEditedError, Job, read_file, stop_file
 
 LOOK_EVERY = 0.25  # seconds between looks at progress and signals
 WRITE_EVERY = 30.0  # seconds between writes of dvc.lock
 SAME_SIGNAL = 0.5  # seconds in which some programs send one signal twice
+MOST_EDITS = 5  # times that a stage starts again because its inputs were edited
 GIVE_UP_AFTER = 3.0  # seconds after which a command that was to be killed is left alone
 
 
@@ -73,6 +76,7 @@ class Schedule:
         self._running: dict[Future[int], Stage] = {}
         self._device_of: dict[Stage, str] = {}
         self._retried: set[Stage] = set()
+        self._edits: Counter[Stage] = Counter()
         self._dead: set[Stage] = set()  # stages after a failed one
         self._stop = logs / f".stop-{uuid.uuid4().hex[:8]}"
         self._written = time.monotonic()
@@ -86,20 +90,22 @@ class Schedule:
 
         Raises:
             Exception: `before_first` raised it, and nothing has been touched.
+            UsageError: results cannot be stored, and nothing has been touched.
+            OSError: the folder of logs cannot be created, or dvc.lock cannot be written.
         """
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._signals():
             try:
                 self._go()
             except BaseException:
-                self._ask_to_stop(signal.SIGTERM)
+                self._ask_to_stop(SIGTERM)
                 wait(self._running)
                 raise
             finally:
-                self._book.write_lock()
-                markers = [marker for each in self._markers.values() for marker in each]
-                for file in (self._stop, *markers):
-                    file.unlink(missing_ok=True)
+                try:
+                    self._book.write_lock()
+                finally:
+                    self._remove_files()
         return self.outcome
 
     def _go(self) -> None:
@@ -145,6 +151,7 @@ class Schedule:
         if stage not in self._to_run or not self._has_place():
             return
         if self._before_first:
+            self._book.check_places(self._plan)
             self._before_first()
             self._before_first = None
         try:
@@ -218,18 +225,19 @@ class Schedule:
         return not remakes
 
     def _submit(self, stage: Stage) -> None:
-        environment = {
-            **self._engine.environment,
-            **{"DVC_STAGE": stage.addressing, "DVC_ROOT": stage.repo.root_dir},
-            **{"TQDM_MININTERVAL": "1"},
-        }
-        if self._device_of.get(stage):
-            environment["CUDA_VISIBLE_DEVICES"] = self._device_of[stage]
         log = log_file(self._logs, stage.addressing)
         marker = self._stop.with_suffix(f".marker-{uuid.uuid4().hex[:8]}")
         self._markers.setdefault(stage, []).append(marker)
         files = [str(path.resolve()) for path in (log, self._stop, marker)]
-        job = Job(stage.addressing, commands(stage), stage.wdir, environment, *files)
+        environment = {
+            **self._engine.environment,
+            **{"DVC_STAGE": stage.addressing, "DVC_ROOT": stage.repo.root_dir},
+            **{"TQDM_MININTERVAL": "1", READ: read_file(files[-1])},
+        }
+        if self._device_of.get(stage):
+            environment["CUDA_VISIBLE_DEVICES"] = self._device_of[stage]
+        inputs = self._book.inputs(stage)
+        job = Job(stage.addressing, commands(stage), stage.wdir, environment, *files, inputs)
         self._running[self._engine.submit(job)] = stage
 
     def _look_after_ended(self) -> None:
@@ -241,8 +249,10 @@ class Schedule:
         for future in ended:
             stage = self._running.pop(future)
             error = CancelledError("given up") if future.cancelled() else future.exception()
-            code = -signal.SIGKILL if error else future.result()
-            if error and not self.outcome.signal:
+            code = -SIGKILL if error else future.result()
+            if isinstance(error, InputsEditedError):
+                self._start_over(stage, error)
+            elif error and not self.outcome.signal:
                 self._device_of.pop(stage, None)
                 self._book.abandon(stage)
                 self._fail(stage, f"{type(error).__name__}: {error}")
@@ -252,6 +262,20 @@ class Schedule:
             self._book.write_lock()
             self._written = time.monotonic()
         self._observer.refresh()
+
+    def _start_over(self, stage: Stage, error: InputsEditedError) -> None:
+        """Let `stage` begin anew with the inputs as they are now, unless no stage may start."""
+        self._device_of.pop(stage, None)
+        self._book.abandon(stage)
+        self._edits[stage] += 1
+        paths = ", ".join(os.path.relpath(path, stage.repo.root_dir) for path in error.paths)
+        text = f"{paths}: edited before {stage.addressing} had read it"
+        if self._starts_no_more:
+            self._fail(stage, f"{text}; nothing is recorded, run it again")
+        elif self._edits[stage] > MOST_EDITS:
+            self._fail(stage, f"{text}, {MOST_EDITS + 1} times; nothing is recorded, run it again")
+        else:
+            self._tell(stage, "retried", text)
 
     def _is_retried(self, stage: Stage, code: int) -> bool:
         """Whether `stage` runs again: it was killed, and it may go on from what it saved."""
@@ -302,7 +326,7 @@ class Schedule:
                 text = f"it ran again and made another {outputs} than dvc.lock records"
                 raise Error(f"{text}; {later.addressing} depends on it; {reason}")
         is_same = stage in self._to_remake and not differing
-        self._book.end(stage, self._engine.at_once)
+        self._book.end(stage)
         note = "" if is_same else self._record(stage)
         self.outcome.not_stored += self._book.not_stored(stage)
         self._settle(stage, "remade" if is_same else "done", note)
@@ -362,9 +386,16 @@ class Schedule:
         self._observer.on_change(stage.addressing, state, note)
 
     def _ask_to_stop(self, number: int) -> None:
-        # On a full disk, the commands go on to their end.
-        with contextlib.suppress(OSError), replacing(self._stop) as partial:
-            partial.write_text(str(int(number)))
+        with contextlib.suppress(OSError):  # the commands go on to their end
+            Path(stop_file(str(self._stop), number)).touch()
+
+    def _remove_files(self) -> None:
+        """Remove the files by which we talk to the workers."""
+        markers = [marker for each in self._markers.values() for marker in each]
+        stops = [Path(stop_file(str(self._stop), number)) for number in (SIGTERM, SIGKILL)]
+        for file in (*stops, *markers, *(Path(f"{marker}.read") for marker in markers)):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -374,15 +405,15 @@ class Schedule:
             now = time.monotonic()
             if self.outcome.signal is None:
                 self.outcome.signal, self._starts_no_more, self._signalled = number, True, now
-                self._ask_to_stop(signal.SIGTERM)
+                self._ask_to_stop(SIGTERM)
             elif not self._killed and now - self._signalled > SAME_SIGNAL:
                 self._killed = now
-                self._ask_to_stop(signal.SIGKILL)
+                self._ask_to_stop(SIGKILL)
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handled = (signal.SIGINT, SIGTERM, signal.SIGHUP)
         # A signal that is ignored stays so: `nohup` ignores SIGHUP.
         active = [number for number in handled if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, stop) for number in active}

@@ -11,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-LOOK_EVERY = 0.1  # seconds between looks at the stop file
+from dvc_parallel.files import state_of
+
+READ = "DVC_PARALLEL_READ"  # this variable gives a command the path of its `read_file`
+LOOK_EVERY = 0.1  # seconds between looks at the files of a job
 ANSWER_WITHIN = 20.0  # seconds for nvidia-smi, which hangs on some broken GPUs
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 # A shell exits with these codes if one of these signals ended its command. Any other exit code
@@ -39,11 +42,13 @@ class Job:
         folder: working folder of the commands.
         environment: variables that are added to those of the worker.
         log: file to which the output of the commands is appended.
-        stop: file that appears when the commands are to stop; it holds the number of a signal.
+        stop: start of the names of the files that appear when the commands are to stop. Each name
+            ends with the number of a signal. The files are empty, because a disk may be full.
         marker: file that does not exist before the job runs. It shows that a worker has taken the
             job, because a cluster may give one job to a second worker. While the job runs, each
             command adds a line with its processor time in seconds. At the end the file says where
             and how long the job ran.
+        inputs: path of each input -> its `files.state_of` before the executor took its hash.
     """
 
     stage: str
@@ -53,6 +58,34 @@ class Job:
     log: str
     stop: str
     marker: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def edited(self, inputs: Iterable[str]) -> list[str]:
+        """Those of `inputs` that were written to since the executor took their hash."""
+        return [path for path in inputs if state_of(path) != self.inputs[path]]
+
+    def still_read(self) -> list[str] | None:
+        """Inputs that the command goes on reading; None if it has not created its `read_file`."""
+        try:
+            listed = Path(read_file(self.marker)).read_text().splitlines()
+        except FileNotFoundError:
+            return None
+        full = [Path(self.folder, path) for path in listed]
+        return [path for path in self.inputs if any(_overlap(Path(path), p) for p in full)]
+
+
+class InputsEditedError(Exception):
+    """Somebody edited inputs before the command had read them.
+
+    Nobody knows what it has read, so its results are of no use.
+
+    Attributes:
+        paths: the inputs.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__(paths)
+        self.paths = paths
 
 
 @runtime_checkable
@@ -94,17 +127,27 @@ def execute(job: Job, starter: Starter = start) -> int:
 
     A job that has a marker already is not run, and counts as killed: the worker that took it first
     is lost and has left its results half done.
+
+    Raises:
+        InputsEditedError: its results may not be those of the inputs that the executor knows. A
+            command that fails may do so because of the edit, so this counts for it, too.
     """
     try:
         Path(job.marker).touch(exist_ok=False)
     except FileExistsError:
         return -signal.SIGKILL
     status, started = 0, time.monotonic()
-    for command in job.commands:
-        status = _watch(starter(job, command), Path(job.stop))
-        if status:
-            break
-    _complete(Path(job.marker), time.monotonic() - started)
+    try:
+        for command in job.commands:
+            Path(read_file(job.marker)).unlink(missing_ok=True)  # it was about the command before
+            status, unread = _watch(starter(job, command), job)
+            if status >= 0 and (edited := job.edited(unread)):
+                raise InputsEditedError(edited)
+            if status:
+                break
+    finally:
+        Path(read_file(job.marker)).unlink(missing_ok=True)
+        _complete(Path(job.marker), time.monotonic() - started)
     return status
 
 
@@ -154,20 +197,53 @@ def _gpus() -> list[str]:
     return listed.stdout.splitlines()
 
 
-def _watch(process: Process, stop: Path) -> int:
-    """Wait for `process`, and send its process group each signal that the file `stop` names."""
-    sent = ""
+def _watch(process: Process, job: Job) -> tuple[int, Sequence[str]]:
+    """Wait for `process`, and send its process group each signal that a stop file names.
+
+    Returns:
+        The exit status, and the inputs that the process read until its end.
+
+    Raises:
+        InputsEditedError: inputs were edited before the process had read them. It is killed.
+    """
+    sent = set[int]()
+    unread, has_read = list(job.inputs), False
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(LOOK_EVERY)
-                return SIGNALS_BY_CODE.get(status, status)
-            with contextlib.suppress(OSError):  # the file is not there, or cannot be read now
-                if (requested := stop.read_text()) and requested != sent:
-                    os.killpg(process.pid, int(requested))
-                    sent = requested
+                return SIGNALS_BY_CODE.get(status, status), unread
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if number not in sent and Path(stop_file(job.stop, number)).exists():
+                    sent.add(number)
+                    with contextlib.suppress(OSError):  # it has just ended
+                        os.killpg(process.pid, number)
+            if not has_read and (remaining := job.still_read()) is not None:
+                if edited := job.edited(unread):
+                    raise InputsEditedError(edited)
+                unread, has_read = remaining, True
     except BaseException:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
+
+
+def stop_file(stop: str, number: int) -> str:
+    """The file that asks the commands of jobs with this `stop` to end by the signal `number`."""
+    return f"{stop}.{int(number)}"
+
+
+def read_file(marker: str) -> str:
+    """The file that tells that the command of the job with this `marker` has read its inputs.
+
+    Later edits of the inputs do not matter then. A command that does not create the file is taken
+    to read until its end. The file must appear complete, so a command writes it under another name
+    and renames it. It may hold paths, one in a line, of inputs that the command goes on reading.
+    """
+    return f"{marker}.read"
+
+
+def _overlap(path: Path, other: Path) -> bool:
+    """Whether one of these is in the other, or is the other."""
+    return path.is_relative_to(other) or other.is_relative_to(path)

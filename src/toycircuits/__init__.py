@@ -1,17 +1,19 @@
-"""Published toy-model circuits that run, and are checked, with one command."""
+"""Published toy-model circuits that run, and are checked, with one command.
 
+All stages import this file, so that its edits make every training stale. `api.py` has the names.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from toycircuits.released import ReleasedRun, load_run
+from toycircuits.core.from_source import import_from_source
 
-__all__ = ["ReleasedRun", "load_run"]
+if TYPE_CHECKING:
+    from toycircuits.api import *  # noqa: F403
+
+import_from_source()
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: a stage imports modules of the package and must not get code that it does not declare.
-    if name in __all__:
-        from toycircuits import released
-
-        return getattr(released, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # By its name, because a stage must not depend on code that it does not run.
+    return getattr(importlib.import_module("toycircuits.api"), name)

@@ -35,7 +35,7 @@ def test_a_lost_worker_gives_its_device_back(
         future.set_exception(ConnectionError("lost"))
         return future
 
-    engine = Engine(lose, lambda: 2, {}, at_once=True)
+    engine = Engine(lose, lambda: 2, {})
     with Bookkeeping(".") as book:
         plan = book.plan([])
         schedule = Schedule(

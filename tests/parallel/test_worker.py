@@ -1,5 +1,6 @@
 """The outcome of a command does not depend on what is known of its time and machine."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -30,10 +31,12 @@ def test_a_job_is_run_once(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "once\n"
 
 
-def test_an_error_in_watching_kills_what_is_watched(tmp_path: Path) -> None:
+def test_an_error_in_watching_kills_what_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job(tmp_path, "echo $$ > pid; sleep 600")
-    Path(job.stop).write_text("no number")
-    with pytest.raises(ValueError, match="no number"):
+    monkeypatch.setattr(worker, "stop_file", lambda stop, number: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         execute(job)
     assert not (tmp_path / "pid").exists() or gone(int((tmp_path / "pid").read_text()))
 
@@ -53,7 +56,7 @@ def test_the_processor_time_of_all_commands_is_added_up(tmp_path: Path) -> None:
     script = "import time\nwhile time.process_time() < 0.3: pass\n"
     (tmp_path / "busy.py").write_text(script)
     commands = (f"{sys.executable} -S busy.py",) * 2
-    job = Job(job.stage, commands, job.folder, job.environment, job.log, job.stop, job.marker)
+    job = dataclasses.replace(job, commands=commands)
     assert execute(job) == 0
     usage = json.loads(Path(job.marker).read_text())
     assert 0.6 <= usage["processor_seconds"] < 5

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toycircuits.core import inputs
 from toycircuits.core.config import InputError, Settings, TaskSettings, quoted
 from toycircuits.core.json_text import parse_json
 from toycircuits.core.paths import remedy
@@ -83,6 +84,7 @@ def read_data(path: Path, settings: TaskSettings, device: torch.device | str) ->
     Raises:
         InputError: they were made with other settings, or their names or shapes are wrong.
     """
+    inputs.note(path)
     tensors, metadata = read_tensors(path, device)
     if metadata.get("data") != json.loads(settings.model_dump_json()):
         raise InputError(f"{path}: made with other settings of `data`{remedy(path)}")
@@ -133,6 +135,7 @@ class Trajectory:
             InputError: as `read_tensors`, or the file is the checkpoint of another step.
         """
         step = self.steps[-1] if step is None else step
+        inputs.note(self.path(step))
         state, metadata = read_tensors(self.path(step))
         check_step(metadata, step, self.path(step))
         return state, metadata
@@ -211,6 +214,7 @@ def read_final_weights(path: Path) -> dict[str, Checkpoint]:
     Raises:
         InputError: the file is absent or damaged, or holds something else.
     """
+    inputs.note(path)
     tensors, metadata = read_tensors(path)
     header = _FinalWeights.parse(metadata, f"{path}: metadata")
     names = header.names or (*header.members,)

@@ -353,6 +353,17 @@ def find_run(params: Mapping[str, Any], name: str) -> Run:
     return Run(name, scale, entry, tree)
 
 
+def runs_of(params: Mapping[str, Any], experiment: str) -> list[str]:
+    """Names of the runs of an experiment, in their order.
+
+    Raises:
+        InputError: `runs` is not a mapping of runs.
+    """
+    runs = _mapping(_get(params, "runs", "params.yaml: runs"), "runs")
+    entries = {name: _mapping(entry, f"runs.{name}") for name, entry in runs.items()}
+    return [name for name, entry in entries.items() if entry.get("experiment") == experiment]
+
+
 def scales(params: Mapping[str, Any]) -> list[str]:
     """Names of the scales: all top-level keys but the structural ones."""
     return [str(name) for name in params if name not in STRUCTURE]

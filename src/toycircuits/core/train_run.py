@@ -4,7 +4,6 @@ import functools
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toycircuits.core import inputs
 from toycircuits.core.config import Run, Settings, TaskSettings, at_key
 from toycircuits.core.gradients import can_compile
 from toycircuits.core.paths import model_name
@@ -56,7 +56,7 @@ def train_run(
     run: Run,
     settings: RunSettings,
     data: Mapping[str, Tensor],
-    data_file: Path,
+    data_digest: str,
     folder: Path,
     device: torch.device,
 ) -> tuple[list[dict[str, Any]], dict[str, Path]]:
@@ -64,7 +64,7 @@ def train_run(
 
     Args:
         data: the tensors of the task, on `device`.
-        data_file: the file that they came from.
+        data_digest: hash of the file that they came from.
         folder: takes the state and the checkpoints of each model; no other process may use it.
 
     Returns:
@@ -90,7 +90,7 @@ def train_run(
             **{"data": settings.data.model_dump(), "train": train_settings.model_dump()},
             "model": settings.models[variant].model_dump(),
         }
-        key = result_key(metadata | {"device": str(device)}, data_file)
+        key = result_key(metadata | {"device": str(device)}, data_digest)
         weights = torch.Generator().manual_seed(weight_seed)
         with at_key(run.key):
             model = architecture.build(settings.models[variant], settings.data, weights).to(device)
@@ -109,12 +109,10 @@ def train_run(
     return rows, trajectories
 
 
-def result_key(settings: Mapping[str, object], data_file: Path) -> str:
-    """Hash of all that decides a result: settings, data, our code and torch's version."""
-    modules = [m for n, m in sorted(sys.modules.items()) if n.split(".")[0] == "toycircuits"]
-    code = [Path(module.__file__) for module in modules if module.__file__]
+def result_key(settings: Mapping[str, object], data_digest: str) -> str:
+    """Hash of all that decides a result: settings, data, our code as imported, torch's version."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(torch.__version__.encode())
-    for path in [data_file, *code]:
-        digest.update(path.read_bytes())
+    digest.update(f"{torch.__version__} {data_digest}".encode())
+    for path, imported in sorted(inputs.imported().items()):
+        digest.update((imported or inputs.digest_of(path)).encode())
     return digest.hexdigest()

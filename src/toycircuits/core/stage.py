@@ -1,0 +1,73 @@
+"""The frame of every stage: one line for bad input, and no result of other inputs than recorded.
+
+`toycircuits repro` records the inputs as they were before the command started, and watches them
+until the command has read them. `dvc repro` records them as they are when the command has ended. In
+both cases the command has to have read just that.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toycircuits.core import inputs
+from toycircuits.core.config import InputError, exit_on_bad_input
+from toycircuits.core.replace import replacing
+
+# `toycircuits repro` gives its commands the path of a file in this variable.
+READ = "DVC_PARALLEL_READ"
+
+_modules_when_read = set[Path]()
+
+
+@contextmanager
+def stage() -> Iterator[None]:
+    """Run the body of a stage: bad input becomes one line, and so do inputs edited meanwhile."""
+    inputs.note(sys.argv[0], Path(sys.argv[0]).read_bytes())
+    with exit_on_bad_input():
+        yield
+        refuse_edits()
+
+
+def all_read(*but: Path) -> None:
+    """Tell `toycircuits repro` that this process has read its code, its settings and its inputs.
+
+    From now on, an edit of these does not disturb the stage.
+
+    Args:
+        but: inputs that the process goes on reading.
+    """
+    _modules_when_read.update(inputs.imported())
+    if file := os.environ.get(READ):
+        with replacing(Path(file)) as partial:
+            partial.write_text("".join(f"{path}\n" for path in but))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of an input that this process has read, in hexadecimal.
+
+    Raises:
+        InputError: it was edited while it was read.
+    """
+    digest = inputs.digest_of(path)
+    if path.absolute() in inputs.edited():
+        raise InputError(f"{path}: edited while it was read; run the stage again")
+    return digest
+
+
+def refuse_edits() -> None:
+    """End the process if DVC would record other inputs than it has read.
+
+    Raises:
+        SystemExit: `dvc repro` runs this stage, and somebody has edited what it has read.
+        RuntimeError: code was imported after `all_read`, which is a mistake in the stage.
+    """
+    if _modules_when_read and (late := set(inputs.imported()) - _modules_when_read):
+        raise RuntimeError(f"{min(late)}: imported after all inputs were said to be read")
+    if READ in os.environ:  # `toycircuits repro` watches the inputs
+        return
+    if edited := inputs.edited():
+        text = "edited while this stage ran; its results are not recorded: run it again"
+        print(f"error: {os.path.relpath(edited[0])}: {text}", file=sys.stderr)
+        raise SystemExit(1)
