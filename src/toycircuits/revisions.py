@@ -1,24 +1,28 @@
 """Files of the project as of any revision, also those that only DVC's cache or remote has."""
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from toycircuits.core.config import InputError, read_text
 
-
 # DVC parses these, and says of a conflict in them only that they are corrupted.
-READ_BY_DVC = ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", ".dvc/config.local")
+CONFIG = (".dvc/config", ".dvc/config.local")
+READ_BY_DVC = ("params.yaml", "dvc.yaml", "dvc.lock", *CONFIG)
 
 
-def check_files_of_dvc(root: Path) -> None:
+def check_files_of_dvc(root: Path, names: Sequence[str] = READ_BY_DVC) -> None:
     """Call this before DVC is opened in the project folder `root`.
 
+    Args:
+        names: the files that DVC will read.
+
     Raises:
-        InputError: a file that DVC will read is not text, or has conflict markers of a git merge.
+        InputError: one of them is not text, or has conflict markers of a git merge.
     """
-    for name in READ_BY_DVC:
+    for name in names:
         if os.path.lexists(root / name):
             read_text(root / name)
 
@@ -43,7 +47,7 @@ class Files:
 
         if not (self._root / ".dvc").is_dir():
             raise InputError(f"{self._root}: found no folder .dvc; `dvc init` creates it")
-        check_files_of_dvc(self._root)
+        check_files_of_dvc(self._root, READ_BY_DVC if self._rev is None else CONFIG)
         if self._rev is not None:
             try:
                 resolve_rev(SCM(str(self._root)), self._rev)
