@@ -173,53 +173,6 @@ def test_a_failure_shows_its_last_lines_and_what_waits_for_it(
 # --- GPUs ---
 
 
-def test_devices_of_a_tool_that_hangs_are_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    for name in ("CUDA_VISIBLE_DEVICES", "TOYCIRCUITS_DEVICE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(command, "ANSWER_WITHIN", 0.5)
-    assert command._devices(1) is None
-
-
-@pytest.mark.parametrize(
-    ("environment", "listed", "per_device", "devices"),
-    [
-        ({}, "GPU 0: A (UUID: a)\nGPU 1: B (UUID: b)\n", 1, ["0", "1"]),
-        ({}, "GPU 0: A (UUID: a)\n  MIG 1g\n", 2, ["0", "0"]),
-        ({"CUDA_VISIBLE_DEVICES": "2, 5"}, "", 1, ["2", "5"]),
-        ({"CUDA_VISIBLE_DEVICES": "-1"}, "GPU 0: A\n", 1, None),
-        ({"CUDA_VISIBLE_DEVICES": ""}, "GPU 0: A\n", 1, None),
-        ({"TOYCIRCUITS_DEVICE": "cpu"}, "GPU 0: A\n", 1, None),
-        ({"TOYCIRCUITS_DEVICE": "cuda:1"}, "GPU 0: A\nGPU 1: B\n", 2, ["", ""]),
-        ({}, None, 1, None),
-    ],
-)
-def test_devices(
-    monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
-    listed: str | None,
-    per_device: int,
-    devices: list[str] | None,
-) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "TOYCIRCUITS_DEVICE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    def run(arguments: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
-        assert arguments == ["nvidia-smi", "-L"]
-        if listed is None:
-            raise FileNotFoundError
-        return subprocess.CompletedProcess(arguments, 0, listed)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    assert command._devices(per_device) == devices
-
-
 @pytest.mark.slow
 def test_each_command_has_a_device_of_its_own(tmp_path: Path) -> None:
     clock = "python3 -c 'import time; print(time.time())'"
