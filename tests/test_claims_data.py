@@ -14,7 +14,7 @@ from toycircuits.claims.card import Claim, Measured, read_card
 from toycircuits.claims.lookup import values
 from toycircuits.claims.verdict import judge, read_verdicts
 from toycircuits.core import paths
-from toycircuits.core.config import read_params
+from toycircuits.core.config import read_params, runs_of
 from toycircuits.core.tables import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ FACTORS_OF_ANOTHER_SCALE = (*FACTORS, 100.0)
 
 @cache
 def tables_of(experiment: str) -> dict[str, pd.DataFrame]:
-    return lookup.tables_of(ROOT / "reports" / experiment)
+    return lookup.tables_of(ROOT / "reports" / experiment, runs_of(PARAMS, experiment))
 
 
 def without_minus_and_over(measured: Measured, **changes: Any) -> Measured:

@@ -10,7 +10,7 @@ import torch
 
 from toycircuits.claims.card import Card, read_card
 from toycircuits.claims.verdict import judge
-from toycircuits.core.config import find_run, read_params
+from toycircuits.core.config import find_run, read_params, runs_of
 from toycircuits.core.slices import load_figures, load_metrics, load_task
 from toycircuits.core.tables import read_tables
 from toycircuits.experiments.list_copy.figures.draw import RenderSettings, summarise
@@ -36,8 +36,8 @@ def outcomes(experiment: str, tables: Tables, names: set[str] | None = None) -> 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_cells_are_there_at_the_scale_in_git(experiment: str) -> None:
     folder = ROOT / "reports" / experiment
-    tables = read_tables(folder / "tables")
     params = read_params(ROOT / "params.yaml")
+    tables = read_tables(folder / "tables", runs_of(params, experiment))
     scale = params["scale"]
     figures = load_figures(params["experiments"][experiment]["slice"])
     settings = figures.RenderSettings.parse(params[scale][experiment]["render"], "render")

@@ -20,8 +20,12 @@ ALLOWED = {
     "package": {"core"},  # every stage imports it; it finds `api` by its name
     "api": {"released"},
     "released": {"core", "revisions", "claims", "report"},
-    "revisions": {"core", "claims", "report"},
-    "commands": {"core", "claims", "report", "slice", "dvc_parallel", "released", "revisions"},
+    "revisions": {"core", "claims", "report", "git"},
+    "git": {"core"},
+    "commands": {
+        *("core", "claims", "report", "slice", "dvc_parallel"),
+        *("released", "revisions", "git"),
+    },
     "__main__": {"cli"},
     "cli": {"api", "core", "commands", "released", "revisions"},
 }

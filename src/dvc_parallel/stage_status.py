@@ -9,12 +9,16 @@ those of dvc.lock. `dvc repro --allow-missing` has the same idea. Three points d
 - A folder that joins the outputs of several stages is compared with these outputs.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 from dvc.fs import localfs
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
+
+from dvc_parallel.files import NO_INPUTS
 
 Stage: TypeAlias = Any  # dvc.stage.Stage, which has no types
 Output: TypeAlias = Any  # dvc.output.Output; an input is one, too
@@ -32,24 +36,92 @@ def status(stage: Stage, outputs_at: Callable[[str], list[Output]]) -> Status:
     Args:
         outputs_at: from a path to the outputs of all stages that are, contain or lie in this path.
     """
-    if stage.changed_stage():
+    if next(differences(stage, outputs_at), None):
         return "changed"
+    lost = [out for out in stage.outs if not exists(out)]
+    absent = [out for out in lost if is_absent(out)]
+    return "missing" if len(absent) < len(lost) else "absent" if absent else "unchanged"
+
+
+def differences(stage: Stage, outputs_at: Callable[[str], list[Output]]) -> Iterator[str]:
+    """What differs from dvc.lock, in words, provided that the stages before are up to date.
+
+    Outputs that are not in the workspace do not count.
+
+    Args:
+        outputs_at: as for `status`.
+
+    Raises:
+        OSError: an input or an output cannot be read.
+    """
+    if stage.changed_stage():
+        yield "the command" if stage.cmd else "the stage"
     if not stage.frozen:
         if stage.is_callback or stage.always_changed:
-            return "changed"
-        if any(_has_changed(dep, outputs_at) for dep in stage.deps):
-            return "changed"
-    absent = [out for out in stage.outs if is_absent(out)]
-    missing = [out for out in stage.outs if not out.exists and out not in absent]
-    here = [out for out in stage.outs if out not in absent and out not in missing]
-    if any(out.workspace_status() for out in here) or any(not out.hash_info for out in missing):
-        return "changed"
-    return "missing" if missing else "absent" if absent else "unchanged"
+            yield "it always runs"
+        for dep in stage.deps:
+            if _has_changed(dep, outputs_at):
+                yield from _in_words(dep, bool(outputs_at(dep.fs_path)))
+    for out in stage.outs:
+        if not exists(out):
+            if not out.hash_info:
+                yield f"{_name(out)} was never made"
+        elif out.workspace_status():
+            yield from _in_words(out, False)
+
+
+def _in_words(item: Output, is_made: bool) -> Iterator[str]:
+    """How an input, an output or parameters differ from what dvc.lock says of them.
+
+    Args:
+        is_made: whether a stage makes the input `item`.
+    """
+    states = {"new": "is not in dvc.lock", "modified": "was modified", "deleted": "is missing"}
+    if is_made:
+        states["deleted"] = "is not the one that was read"
+    for how in item.workspace_status().values():
+        if isinstance(how, dict):  # parameters
+            yield from (f"{_name(item)}: {key} {states[state]}" for key, state in how.items())
+        else:
+            yield f"{_name(item)} {states[how]}"
+
+
+def _name(item: Output) -> str:
+    """The path of an input or output as messages show it: relative to the project folder."""
+    is_inside = localfs.isin(item.fs_path, item.repo.root_dir)
+    return localfs.relpath(item.fs_path, item.repo.root_dir) if is_inside else str(item)
+
+
+def exists(item: Output) -> bool:
+    """Whether the input or output `item` is in the workspace.
+
+    Raises:
+        OSError: nobody can tell, or a folder in it cannot be read. DVC would say no, or leave the
+            folder out.
+    """
+    if item.fs.protocol != "local":
+        return bool(item.exists)
+    if not item.exists:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(item.fs_path)  # for all other errors, which are no answer
+        return False
+    for _, folders, _ in os.walk(item.fs_path, onerror=_refuse):
+        folders[:] = set(folders) - NO_INPUTS
+    return True
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):  # a file, or just removed
+        raise error
 
 
 def is_absent(out: Output) -> bool:
-    """Whether dvc.lock knows `out`, only DVC's cache may hold it, and the workspace lacks it."""
-    return bool(out.use_cache and out.hash_info and not out.exists)
+    """Whether dvc.lock knows `out`, only DVC's cache may hold it, and the workspace lacks it.
+
+    Raises:
+        OSError: as for `exists`.
+    """
+    return bool(out.use_cache and out.hash_info and not exists(out))
 
 
 def _has_changed(dep: Output, outputs_at: Callable[[str], list[Output]]) -> bool:
@@ -59,11 +131,11 @@ def _has_changed(dep: Output, outputs_at: Callable[[str], list[Output]]) -> bool
     folder of which parts are here, nothing tells whether the other parts are the same: it counts as
     changed. Whoever brings these parts may look again.
     """
-    if not dep.status():
+    if exists(dep) and not dep.status():
         return False
     outputs = outputs_at(dep.fs_path)
     absent = [out for out in outputs if is_absent(out)]
-    if not absent or not dep.hash_info or any(out.exists for out in outputs):
+    if not absent or not dep.hash_info or any(exists(out) for out in outputs):
         return True
     for out in absent:
         if out.fs_path == dep.fs_path:

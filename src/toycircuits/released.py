@@ -140,7 +140,7 @@ def _checkpoint(files: Files, trajectory: Trajectory, step: int, run: str) -> Pa
     try:
         checkpoint = files.get(trajectory.path(step))
         names = files.names(trajectory.folder) if checkpoint is None else []
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InputError(f"run {run!r}: no checkpoints here ({error}); {hint}") from None
     if checkpoint is not None:
         return checkpoint

@@ -1,12 +1,15 @@
 """Files of the project as of any revision, also those that only DVC's cache or remote has."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from toycircuits.core.config import InputError, read_text
+from toycircuits.core.paths import exists
+from toycircuits.git import git
 
 # DVC parses these, and says of a conflict in them only that they are corrupted.
 CONFIG = (".dvc/config", ".dvc/config.local")
@@ -43,35 +46,79 @@ class Files:
     @cached_property
     def _dvc(self) -> Any:
         from dvc.api import DVCFileSystem  # here, because DVC loads slowly and is rarely needed
-        from dvc.scm import SCM, RevError, SCMError, resolve_rev
 
-        if not (self._root / ".dvc").is_dir():
+        if not exists(self._root / ".dvc"):
             raise InputError(f"{self._root}: found no folder .dvc; `dvc init` creates it")
         check_files_of_dvc(self._root, READ_BY_DVC if self._rev is None else CONFIG)
         if self._rev is not None:
-            try:
-                resolve_rev(SCM(str(self._root)), self._rev)
-            except (RevError, SCMError):
-                allowed = "allowed: a git revision or the name of a `dvc exp` experiment"
-                raise InputError(f"rev: found {self._rev!r}; {allowed} of {self._root}") from None
+            _check_revision(self._root, self._rev)
         return DVCFileSystem(str(self._root), rev=self._rev)
 
     def get(self, path: Path) -> Path | None:
-        """Where the file or folder `path` of the project can be read; None if it does not exist."""
-        if self._rev is None and (self._root / path).exists():
-            return self._root / path
-        if not self._dvc.exists(path.as_posix()):
-            return None
-        copy = self._scratch / path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        self._dvc.get(path.as_posix(), str(copy), recursive=True)
-        return copy
+        """Where the file or folder `path` of the project can be read; None if it does not exist.
+
+        Raises:
+            InputError: there is no such revision, or nobody can tell, for example because a folder
+                cannot be read or a remote does not answer.
+            FileNotFoundError: DVC knows `path`, but neither its cache nor a remote has it.
+        """
+        with self._looking_for(path):
+            if self._is_in_workspace(path):
+                return self._root / path
+            if not self._is_in_dvc(path):
+                return None
+            copy = self._scratch / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            self._dvc.get(path.as_posix(), str(copy), recursive=True)
+            return copy
 
     def names(self, folder: Path) -> list[str]:
-        """Names of the files in `folder` of the project, each cut at its first dot."""
+        """Names of the files in `folder` of the project, each cut at its first dot.
+
+        Raises:
+            InputError: as for `get`.
+        """
         names: list[str] = []
-        if self._rev is None and (self._root / folder).exists():
-            names = [path.name for path in (self._root / folder).iterdir()]
-        elif self._dvc.exists(folder.as_posix()):
-            names = [Path(path).name for path in self._dvc.ls(folder.as_posix(), detail=False)]
+        with self._looking_for(folder):
+            if self._is_in_workspace(folder):
+                names = [path.name for path in (self._root / folder).iterdir()]
+            elif self._is_in_dvc(folder):
+                names = [Path(path).name for path in self._dvc.ls(folder.as_posix(), detail=False)]
         return sorted(name.partition(".")[0] for name in names)
+
+    def _is_in_workspace(self, path: Path) -> bool:
+        return self._rev is None and exists(self._root / path)
+
+    def _is_in_dvc(self, path: Path) -> bool:
+        """Like DVC's `exists`, which takes every error for a no."""
+        try:
+            self._dvc.info(path.as_posix())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    @contextmanager
+    def _looking_for(self, path: Path) -> Iterator[None]:
+        """Turn what keeps us from an answer into an InputError."""
+        try:
+            yield
+        except (InputError, FileNotFoundError):
+            raise
+        except Exception as error:  # DVC, git, a disk and remotes raise many kinds
+            reason = " ".join(str(error).split()) or type(error).__name__
+            where = "" if self._rev is None else f" as of {self._rev}"
+            raise InputError(f"{path}{where}: cannot be looked up: {reason}") from None
+
+
+def _check_revision(root: Path, rev: str) -> None:
+    """Raise an `InputError` if `rev` is no revision, or if git cannot tell."""
+    from dvc.scm import SCM, RevError, resolve_rev
+
+    _, answer = git(root, "rev-parse", "--is-shallow-repository")
+    try:
+        resolve_rev(SCM(str(root)), rev)
+    except RevError:
+        allowed = "allowed: a git revision or the name of a `dvc exp` experiment"
+        hint = "; this clone lacks old revisions, and `git fetch --unshallow` brings them"
+        hint = hint if answer.strip() == "true" else ""
+        raise InputError(f"rev: found {rev!r}; {allowed} of {root}{hint}") from None

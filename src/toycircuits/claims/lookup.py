@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,27 @@ from toycircuits.claims.card import Measured, Rows
 from toycircuits.claims.expression import evaluate, parse
 from toycircuits.core.config import InputError
 from toycircuits.core.messages import quoted, short
-from toycircuits.core.tables import MODEL, read_table, read_tables
+from toycircuits.core.paths import exists
+from toycircuits.core.tables import MODEL, read_table, read_tables, table_files
 
 
 class NoRowError(InputError):
     """A table has no row that matches, for example because somebody changed the settings."""
 
 
-def tables_of(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables that claims may name: those of an experiment whose reports are in `folder`.
+def tables_of(folder: Path, runs: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """The tables that claims may name: those of `runs`, and summaries over all runs.
+
+    Args:
+        folder: the reports of the experiment.
 
     Raises:
-        InputError: a file is not a table.
+        InputError: a run has no tables, or a file is not a table.
     """
-    summaries = sorted(folder.glob("summary/*.csv"))
+    summary = folder / "summary"
+    summaries = table_files(summary) if exists(summary) else []
     named = {f"summary/{path.stem}": read_table(path) for path in summaries}
-    return read_tables(folder / "tables") | named
+    return read_tables(folder / "tables", runs) | named
 
 
 def values(measured: Measured, tables: Mapping[str, pd.DataFrame]) -> "pd.Series[Any]":

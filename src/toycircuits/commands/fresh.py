@@ -1,63 +1,79 @@
 """`toycircuits fresh`: do dvc.lock, code, params and the results in git belong together?
 
 It works in a fresh clone: it needs neither DVC's cache nor the outputs that only the cache holds.
+Everything else has to be there, because an absent file agrees with nothing.
 """
 
 import re
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dvc_parallel.bookkeeping import Bookkeeping, Error, LockError
 from dvc_parallel.params_cache import params_parsed_once
+from dvc_parallel.remnants import needed_files
 from dvc_parallel.stage_status import is_absent
-from toycircuits.commands.scale_copy import COPIED
+from toycircuits.commands.leftovers import leftovers, remnants
+from toycircuits.commands.scale_copy import COPIED, copied
+from toycircuits.commands.structure import read_project
 from toycircuits.core import paths
 from toycircuits.core.config import InputError, read_params
+from toycircuits.git import files_in_git
+from toycircuits.revisions import check_files_of_dvc
+
+# No stage reads these, and yet results depend on them.
+NEEDED = ("dvc.yaml", "dvc.lock", "params.yaml", ".dvc/config", ".dvcignore")
+N_REASONS = 3  # that are shown of why a stage is stale
 
 
 def stale(root: Path) -> list[str]:
     """What does not belong together in the project at `root`, one line each; empty if it is fresh.
 
     Most of it is what DVC finds: a stage whose code, params, command or results differ from
-    dvc.lock. DVC does not find entries of dvc.lock without a stage, or results that git does not
-    carry. In a scale copy, which git ignores, the results are the files in its folder.
+    dvc.lock. DVC does not find entries of dvc.lock without a stage, files that git carries and that
+    are absent, or files that are here and that git does not carry. In a scale copy, which git
+    ignores, the files to be there are those that were copied.
 
     Raises:
-        InputError: DVC or git cannot tell.
+        InputError: params.yaml is wrong, or DVC or git cannot tell.
+        OSError: a file or folder cannot be read.
     """
-    if not (root / "dvc.lock").exists():
+    params = read_project(root / "params.yaml")
+    if not paths.exists(root / "dvc.lock"):
         return ["dvc.lock: missing; nothing has been run"]
+    carried = _carried(root)
     with _project(root) as book:
-        problems = [f"Running stage '{name}':" for name in _would_run(book)]
-        entries, names = book.lock_entries(), {stage.name for stage in book.stages()}
-    problems += [f"dvc.lock: entry without a stage: {name}" for name in sorted({*entries} - names)]
-    problems += [f"never run: {name}" for name in sorted(names - {*entries})]
-    files = _files(root)
-    carried = files if (root / COPIED).exists() else _files_in_git(root)
-    for path in _results(entries):
-        if not _holds(carried, path):
-            problems.append(f"{'not there' if carried is files else 'not in git'}: {path}")
-        elif not _holds(files, path):
-            problems.append(f"not there: {path}")
-    params = read_params(root / "params.yaml")
-    problems += [f"tables of no run: {folder}" for folder in orphans(root, params)]
-    undrawn = [file for file in carried if file.endswith("NOT_DRAWN.txt")]
+        entries, names = book.lock_entries(), [stage.name for stage in book.stages()]
+        problems = [
+            line for name, line in _stale_stages(book) if name in entries or name not in names
+        ]
+        problems += [f"never run: {name}" for name in names if name not in entries]
+        problems += remnants(book, root)
+        places = [Path(file) for file in needed_files(book)]
+    files = {place.relative_to(root.resolve()).as_posix() for place in places} | {*NEEDED}
+    problems += _lost(root, carried | files)
+    if not paths.exists(root / COPIED):
+        problems += _unknown([file for file in files if paths.exists(root / file)], carried)
+    problems += leftovers(root, params, carried)
+    undrawn = sorted(file for file in carried | files if file.endswith("NOT_DRAWN.txt"))
     return problems + [f"pictures were not drawn: {file}" for file in undrawn]
 
 
 def outdated(root: Path) -> set[str]:
     """Names of the stages whose command, params, inputs or results differ from dvc.lock.
 
-    Stages that only read the results of such a stage are not among them.
+    Stages of which git carries a result that is not there are among them, and stages that are not
+    both in dvc.yaml and in dvc.lock. Stages that only read the results of such a stage are not.
 
     Raises:
         InputError: DVC cannot tell, for example because dvc.yaml is wrong.
+        OSError: a file or folder cannot be read.
     """
     with _project(root) as book:
-        return {*_would_run(book)}
+        names, entries = {stage.name for stage in book.stages()}, {*book.lock_entries()}
+        changed = {name for name, _ in _stale_stages(book)}
+        missing = {stage.name for stage in book.stages() if book.status(stage) == "missing"}
+        return changed | missing | (names ^ entries)
 
 
 def absent(root: Path) -> list[Path]:
@@ -67,9 +83,10 @@ def absent(root: Path) -> list[Path]:
 
     Raises:
         InputError: params.yaml cannot be read, or DVC cannot tell.
+        OSError: a file or folder cannot be read.
     """
     runs = read_params(root / "params.yaml").get("runs") or {}
-    if all((root / paths.trajectories(run)).exists() for run in runs):
+    if all(paths.exists(root / paths.trajectories(run)) for run in runs):
         return []  # asking DVC takes a second
     with _project(root) as book:
         trained = [stage for stage in book.stages() if stage.name.partition("@")[0] == "train"]
@@ -78,19 +95,12 @@ def absent(root: Path) -> list[Path]:
     return [path.relative_to(root.resolve()) for path in lost]
 
 
-def orphans(root: Path, params: Mapping[str, Any]) -> list[Path]:
-    """Folders of tables whose run is no longer in params.yaml. Figures would still show them."""
-    folders = sorted(path.relative_to(root) for path in root.glob("reports/*/tables/*/"))
-    return [
-        folder
-        for folder in folders
-        if params["runs"].get(folder.name, {}).get("experiment") != folder.parts[1]
-    ]
-
-
 @contextmanager
 def _project(root: Path) -> Iterator[Bookkeeping]:
     """The DVC repository at `root`, locked. Errors of DVC become an InputError."""
+    if not paths.exists(root / "dvc.yaml"):  # DVC would find no stages, and so nothing stale
+        raise InputError(f"{root / 'dvc.yaml'}: missing; `git checkout dvc.yaml` restores it")
+    check_files_of_dvc(root)
     try:
         with params_parsed_once(), Bookkeeping(str(root), wait=False) as book, book.locked():
             yield book
@@ -100,48 +110,48 @@ def _project(root: Path) -> Iterator[Bookkeeping]:
         raise InputError(f"{root}: DVC cannot tell what is up to date: {reason}") from None
 
 
-def _would_run(book: Bookkeeping) -> Iterator[str]:
-    """Stages that differ from dvc.lock, in DVC's order. Absent and missing results do not count."""
+def _stale_stages(book: Bookkeeping) -> Iterator[tuple[str, str]]:
+    """Names of the stages that differ from dvc.lock, each with a line that says in what.
+
+    Absent and missing results do not count.
+    """
     stages = book.stages()
     for stage in book.plan([]):
         try:
-            changed = book.status(stage) == "changed"
+            reasons = book.differences(stage)
         except LockError:
-            changed = True  # another process runs it at this moment
-        if changed:  # an address is relative to the working folder, and a name is not
-            yield stage.name if stage in stages else stage.addressing
+            reasons = ["another process runs it at this moment"]
+        if reasons:  # an address is relative to the working folder, and a name is not
+            name = stage.name if stage in stages else stage.addressing
+            more = len(reasons) - N_REASONS
+            text = "; ".join(reasons[:N_REASONS]) + (f"; and {more} more" if more > 0 else "")
+            yield name, f"stale: {name}: {text}"
 
 
-def _results(entries: Mapping[str, Any]) -> list[str]:
-    """Paths under reports/ that dvc.lock names as results; git cannot carry empty folders."""
-    outs = [out for entry in entries.values() for out in entry.get("outs", [])]
-    named = [out["path"] for out in outs if out.get("nfiles") != 0]
-    return [path for path in named if path.startswith(f"{paths.REPORTS}/")]
+def _carried(root: Path) -> set[str]:
+    """Files that git carries, relative to `root`; in a scale copy, those that were copied."""
+    return {*copied(root)} if paths.exists(root / COPIED) else files_in_git(root)
 
 
-def _holds(files: list[str], path: str) -> bool:
-    """Whether `path` is one of `files`, or a folder with one of them."""
-    return any(file == path or file.startswith(f"{path}/") for file in files)
+def _lost(root: Path, files: Iterable[str]) -> Iterator[str]:
+    """A line for each of `files` that is not in the project, or for a folder of such files."""
+    lost = [file for file in files if not paths.exists(root / file)]
+    for path in _joined(lost, lambda folder: not paths.exists(root / folder)):
+        yield f"not there: {path}"
 
 
-def _files(root: Path) -> list[str]:
-    """Files under reports/, relative to `root`."""
-    files = [path for path in (root / paths.REPORTS).rglob("*") if path.is_file()]
-    return [path.relative_to(root).as_posix() for path in files]
+def _unknown(files: Iterable[str], carried: Collection[str]) -> Iterator[str]:
+    """A line for each of `files` that is not `carried` by git, or for a folder of such files."""
+    folders = {folder for file in carried for folder in Path(file).parents}
+    unknown = [file for file in files if file not in carried]
+    for path in _joined(unknown, lambda folder: folder not in folders):
+        yield f"not in git: {path}"
 
 
-def _files_in_git(root: Path) -> list[str]:
-    """Files under reports/ that git carries, relative to `root`.
-
-    Raises:
-        InputError: git is not installed, or it fails.
-    """
-    command = ["git", "ls-files", "-z", str(paths.REPORTS)]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise InputError(f"{root}: git cannot list the results: {error}") from None
-    if done.returncode:
-        reason = " ".join(done.stderr.split())
-        raise InputError(f"{root}: git cannot list the results: {reason}")
-    return [name for name in done.stdout.split("\0") if name]
+def _joined(files: Iterable[str], holds_all: Callable[[Path], bool]) -> list[str]:
+    """The `files`, sorted, each replaced by its uppermost folder for which `holds_all` is true."""
+    names = set()
+    for file in map(Path, files):
+        folders = [folder for folder in [*file.parents][-2::-1] if holds_all(folder)]
+        names.add((folders or [file])[0].as_posix())
+    return sorted(names)

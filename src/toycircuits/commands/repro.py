@@ -6,7 +6,6 @@ again for this reason.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,13 +29,14 @@ from dvc_parallel.params_cache import params_parsed_once
 from dvc_parallel.records import Records
 from dvc_parallel.schedule import Schedule
 from dvc_parallel.stage_status import Stage
-from dvc_parallel.worker import ANSWER_WITHIN
+from toycircuits.commands.devices import devices
 from toycircuits.commands.dry_run import UP_TO_DATE, are, dry_run
-from toycircuits.commands.fresh import orphans
+from toycircuits.commands.leftovers import all_leftovers
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
 from toycircuits.core.paths import LOGS, PAGE, RECORDS, REPORTS, RESUME
 from toycircuits.report.provenance import duration, read_records
+from toycircuits.revisions import check_files_of_dvc
 
 CODE = ("dvc.yaml", "src", "stages")  # a record also has the params, so they are not here
 # What stages import. None of it may start threads or look at a device. The code of this project is
@@ -112,7 +112,7 @@ def reproduce(
             keep_going=options.keep_going,
             before_first=lambda: _check(params),
             records=records,
-            devices=_devices(options.per_device) if engine == "local" else None,
+            devices=devices(options.per_device, options.jobs) if engine == "local" else None,
             why_not=why_not,
         )
         outcome = schedule.run()
@@ -141,6 +141,7 @@ def _plan(
 ) -> tuple[Bookkeeping, dict[Stage, set[Stage]]]:
     """DVC's repository in the working folder, and the stages that `targets` ask for."""
     hint = ""
+    check_files_of_dvc(Path())
     try:
         book = Bookkeeping(".")
         names = book.names()
@@ -195,7 +196,7 @@ def _why_not(scale: str | None) -> Callable[[str], str]:
 
 
 def _check(params: Mapping[str, Any]) -> None:
-    """Validate the scale before a stage of it runs, and name folders of tables without a run."""
+    """Validate the scale before a stage of it runs, and name what runs left that are gone."""
     from toycircuits.core.fast_import import import_transformer_lens
 
     import_transformer_lens()
@@ -203,36 +204,8 @@ def _check(params: Mapping[str, Any]) -> None:
 
     validate(params, [str(params.get("scale", ""))])
     validate_claims(params, Path("claims"))
-    for folder in orphans(Path.cwd(), params):
-        text = "these tables belong to no run of params.yaml; remove them, or figures show them"
-        print(f"note: {folder}: {text}", file=sys.stderr)
-
-
-def _devices(per_device: int) -> list[str] | None:
-    """Names of GPUs, each as often as stages may use it at a time; None if there are no GPUs.
-
-    An empty name stands for the device that TOYCIRCUITS_DEVICE names for all commands.
-    """
-    asked = os.environ.get("TOYCIRCUITS_DEVICE", "auto")
-    if asked.startswith("cuda:"):
-        return [""] * per_device
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked == "cpu" or visible in ("", "-1"):
-        return None
-    if visible is not None:
-        return [name.strip() for name in visible.split(",")] * per_device
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=ANSWER_WITHIN,
-        )
-    except (OSError, subprocess.SubprocessError):  # no such tool, or it fails
-        return None
-    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    return [str(number) for number in range(count)] * per_device or None
+    for line in all_leftovers(Path.cwd(), params):
+        print(f"note: {line}", file=sys.stderr)
 
 
 def _report(console: Console, outcome: Outcome, display: Display) -> int:

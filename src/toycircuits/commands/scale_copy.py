@@ -16,22 +16,27 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from toycircuits.commands.dvc_repo import cache_folder
 from toycircuits.core.config import InputError, read_params, scales
 from toycircuits.core.json_text import read_json
 from toycircuits.core.paths import ARTIFACTS, LOGS, RECORDS, REPORTS, RESUME
 from toycircuits.core.replace import replacing
+from toycircuits.git import files_in_git, git
 
 # Each copy has these folders and files for itself, with two exceptions that are copied.
 NOT_COPIED = (".dvc", "dvc.lock", *map(str, (ARTIFACTS, LOGS, REPORTS, RESUME)))
 COPIED_ANYWAY = (".dvc/config", ".dvc/plots")
 COPIED = Path(".dvc/copied.json")  # only in a scale copy: name of each copied file -> its SHA-256
+
+# In DVC's settings, what stands before a path that is relative to their folder.
+RELATIVE = re.compile(
+    r"^[ \t]*(url|dir|\w*file\w*|\w*path)[ \t]*=[ \t]*[\"']?(?![\s/~\"']|\w+://)", re.MULTILINE
+)
 
 Original: TypeAlias = Path | str  # a file to copy, or the text to write
 
@@ -51,29 +56,44 @@ def scale_copy(root: Path, scale: str) -> Path:
     copy = root / scale
     if copy.exists() and not (copy / ".dvc").is_dir():
         raise InputError(f"{copy}: is in the way of the results of --scale {scale}; move it")
-    originals: dict[str, Original] = {name: root / name for name in _files(root, scale, allowed)}
+    originals: dict[str, Original] = {name: root / name for name in _files(root, allowed)}
     originals["params.yaml"] = _at_scale(root / "params.yaml", scale)
+    if ".dvc/config" in originals:
+        originals[".dvc/config"] = _one_deeper((root / ".dvc/config").read_text(encoding="utf-8"))
     _update(copy, originals)
-    _configure(copy, cache_folder(root))
+    _configure(root, copy)
     if not (copy / RECORDS).exists():
         _put(copy, RECORDS.as_posix(), "{}\n")
     _warn_if_git_sees(copy)
     return copy
 
 
-def _files(root: Path, scale: str, folders: Iterable[str]) -> set[str]:
+def _files(root: Path, folders: Iterable[str]) -> set[str]:
     """The files to copy: those that git has, or would add, and that are not results.
 
     It leaves out files in the `folders` of scales, because .gitignore may lack such a folder.
     """
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = " ".join(done.stderr.split())
-        raise InputError(f"--scale {scale}: git cannot list the files to copy: {reason}")
-    names = {name for name in done.stdout.split("\0") if name and (root / name).is_file()}
+    names = {name for name in _known(root) if (root / name).is_file()}
     names = {n for n in names if not _is_under(n, NOT_COPIED) or _is_under(n, COPIED_ANYWAY)}
     return {name for name in names if not _is_under(name, folders)} - {"params.yaml"}
+
+
+def _known(root: Path) -> set[str]:
+    """The files at `root` that git has or would add.
+
+    Without a repository, as in a ZIP, git reads .gitignore with an empty repository elsewhere.
+    """
+    if _has_git(root):
+        return files_in_git(root, "--cached", "--others", "--exclude-standard")
+    with tempfile.TemporaryDirectory() as empty:
+        git(root, "init", "--quiet", empty)
+        repository = f"--git-dir={empty}/.git", f"--work-tree={root}"
+        _, listed = git(root, *repository, "ls-files", "-z", "--others", "--exclude-standard")
+        return {name for name in listed.split("\0") if name}
+
+
+def _has_git(root: Path) -> bool:
+    return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
 def _is_under(name: str, folders: Iterable[str]) -> bool:
@@ -97,7 +117,7 @@ def _update(copy: Path, originals: Mapping[str, Original]) -> None:
     Raises:
         InputError: a file to write or to remove is not as we copied it. Nothing is changed then.
     """
-    before = _copied(copy)
+    before = copied(copy)
     wanted = {name: _digest(original) for name, original in originals.items()}
     names = [name for name in {**before, **wanted} if os.path.lexists(copy / name)]
     present = {name: _digest(copy / name) for name in names}
@@ -128,7 +148,7 @@ def _refuse_to_lose(
         )
 
 
-def _copied(copy: Path) -> dict[str, str]:
+def copied(copy: Path) -> dict[str, str]:
     """Name of each file that was copied to `copy` -> its SHA-256; empty in a new copy.
 
     Raises:
@@ -139,8 +159,8 @@ def _copied(copy: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     match read_json(path, "; remove it"):
-        case {**copied} if all(map(_is_copied, copied.items())):
-            return copied
+        case {**names} if all(map(_is_copied, names.items())):
+            return names
     raise InputError(f"{path}: not a list of copied files; remove it")
 
 
@@ -173,24 +193,43 @@ def _put(copy: Path, name: str, original: Original) -> None:
             shutil.copy2(original, partial)
 
 
-def _configure(copy: Path, cache: Path) -> None:
-    """Let DVC use `cache` in `copy`, and no git; all other settings stay as they are."""
+def _configure(root: Path, copy: Path) -> None:
+    """Let DVC use the cache of `root` in `copy`, and no git; all other settings stay as they are.
+
+    The path of the cache is relative to DVC's file of settings: an absolute one would be wrong
+    after the project has moved, and DVC can write ASCII only.
+    """
     from dvc.config import Config, ConfigError
 
+    dvc_folder = (copy / ".dvc").resolve()  # DVC takes `..` literally, also after a link
     try:
-        config = Config(str(copy / ".dvc"))
-        if config["core"].get("no_scm") and config["cache"].get("dir") == str(cache):
+        cache = Path(Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc/cache")
+        relative = os.path.relpath(cache.resolve(), dvc_folder)
+        config = Config(str(dvc_folder))
+        written = config.load_one("local")["cache"].get("dir")  # a `str` if it is absolute
+        is_same = os.path.realpath(config["cache"].get("dir") or "") == os.path.realpath(cache)
+        if config["core"].get("no_scm") and is_same and type(written) is not str:
             return
         with config.edit("local") as settings:
             settings["core"]["no_scm"] = True
-            settings["cache"]["dir"] = str(cache)
+            settings["cache"]["dir"] = os.path.relpath(cache.resolve())  # from the working folder
+    except UnicodeEncodeError:
+        text = "DVC can write ASCII only into its settings; move or link the cache"
+        raise InputError(f"cache.dir: found {relative}; {text}") from None
     except ConfigError as error:
         raise InputError(f"{copy / '.dvc'}: {' '.join(str(error).split())}") from None
 
 
+def _one_deeper(config: str) -> str:
+    """The text of DVC's settings with the same places as seen from the copy's `.dvc` folder."""
+    return RELATIVE.sub(r"\g<0>../../.dvc/", config)
+
+
 def _warn_if_git_sees(copy: Path) -> None:
-    command = ["git", "check-ignore", "--quiet", f"{copy.name}/"]
-    if subprocess.run(command, cwd=copy.parent, capture_output=True, check=False).returncode == 1:
+    if not _has_git(copy.parent):
+        return
+    code, _ = git(copy.parent, "check-ignore", "--quiet", f"{copy.name}/", codes=(0, 1))
+    if code == 1:
         line = f"/{copy.name}/"
         text = f"note: git does not ignore {line}; add it to .gitignore and .dvcignore"
         print(text, file=sys.stderr)

@@ -14,7 +14,7 @@ from toycircuits.claims.card import read_card
 from toycircuits.claims.lookup import tables_of, values
 from toycircuits.claims.verdict import count_outcomes, read_verdicts
 from toycircuits.core import paths
-from toycircuits.core.config import SECTIONS, InputError, Run, find_run
+from toycircuits.core.config import SECTIONS, InputError, Run, find_run, runs_of
 from toycircuits.core.messages import escaped, quoted
 
 COLORS = {"not reproduced": "red", "reproduced": "green", "not comparable": "dim"}  # in this order
@@ -34,7 +34,7 @@ def description(params: Mapping[str, Any], name: str) -> RenderableType:
     if name in runs:
         run = find_run(params, name)
         experiment = run.entry.experiment
-        parts += [_settings(run), *_metrics(experiment, name)]
+        parts += [_settings(run), *_metrics(params, experiment, name)]
     else:
         experiment = name
     others = [run for run, entry in runs.items() if entry["experiment"] == experiment]
@@ -77,12 +77,14 @@ def _in_a_line(settings: Mapping[str, Any]) -> str:
     return ", ".join(texts) or "-"
 
 
-def _metrics(experiment: str, run: str) -> list[RenderableType]:
+def _metrics(params: Mapping[str, Any], experiment: str, run: str) -> list[RenderableType]:
     """The key metrics of the experiment's file of claims, for each model of `run`."""
     card = paths.claims_file(experiment)
     if not (paths.tables(experiment) / run).exists() or not card.exists():
         return []
-    tables = tables_of(paths.REPORTS / experiment)
+    runs = runs_of(params, experiment)
+    here = [name for name in runs if paths.exists(paths.tables(experiment) / name)]
+    tables = tables_of(paths.REPORTS / experiment, here)
     columns = {}
     for name, measured in read_card(card).key_metrics.items():
         try:

@@ -20,20 +20,44 @@ RECORDS = REPORTS / "stages.json"  # how long each stage ran, on which machine
 FLOAT_FORMAT = "%.9g"  # of every table: enough for float32, and the same bytes every time
 
 
+MARKS = ("params.yaml", "dvc.yaml", "stages/train.py")  # a folder with all of them is a project
+MORE_MARKS = (*MARKS, "dvc.lock", "claims", "src/toycircuits")
+
+
 def find_root(root: Path | str | None = None) -> Path:
     """The project folder: `root`, or by default the one around the working folder or this code.
 
     Raises:
-        InputError: `root` is not a project folder, or there is no project folder around.
+        InputError: `root` is not a project folder, or there is no project folder around, or a file
+            is missing from the nearest one.
     """
     here, code = Path.cwd(), Path(__file__).resolve()
     candidates = (here, *here.parents, *code.parents) if root is None else (Path(root),)
     for folder in candidates:
-        if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "stages/train.py")):
+        missing = [name for name in MARKS if not exists(folder / name)]
+        if not missing:
             return folder
+        # Another project further up, or that of this code, would be a wrong answer.
+        if sum(exists(folder / name) for name in MORE_MARKS) >= 3:
+            hint = f"`git checkout {missing[0]}` restores it in a clone of the project"
+            raise InputError(f"{folder / missing[0]}: missing; {hint}")
     place = f"{here} and the folders above it" if root is None else root
-    hint = "go to a folder that has params.yaml, dvc.yaml and stages/train.py"
+    hint = f"go to a folder that has {MARKS[0]}, {MARKS[1]} and {MARKS[2]}"
     raise InputError(f"{place}: found no toycircuits project; {hint}")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder at `path`.
+
+    Raises:
+        OSError: nobody can tell, for example because a folder above it cannot be entered.
+            `Path.exists` says no in this case, in some versions of Python.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _experiment(name: str) -> str:

@@ -29,7 +29,7 @@ def draw(
     settings = config.read_section(params, experiment, "render", figures.RenderSettings)
 
     folder = paths.tables(experiment)
-    tables = read_tables(folder)
+    tables = read_tables(folder, config.runs_of(params, experiment))
     with _missing_named(folder):
         summaries = figures.summarise(tables, settings)
         return summaries, figures.draw(tables | summaries, settings)

@@ -5,13 +5,14 @@ import io
 import math
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from toycircuits.core.config import InputError, quoted, read_text
-from toycircuits.core.paths import remedy
+from toycircuits.core.paths import exists, remedy
 
 MODEL = ["run", "variant", "seed"]  # the columns that identify a model
 FRAME = {  # columns of the tables that stages write for every slice; the slice adds others
@@ -81,17 +82,23 @@ def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """Tables by name, each joined over all runs under `folder`, with a column for the run.
+def read_tables(folder: Path, runs: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Tables by name, each joined over `runs`, with a column for the run.
+
+    Args:
+        folder: has a folder of tables for each run. It may have others, of runs that are gone.
 
     Raises:
-        InputError: a file is not a table.
+        InputError: a run has no folder, or a file is not a table.
     """
     parts = defaultdict(list)
-    for path in sorted(folder.glob("*/**/*.csv")):
-        table = read_table(path)
-        run = pd.Series(path.relative_to(folder).parts[0], table.index, name="run")
-        parts[path.stem].append(pd.concat([run, table], axis=1))
+    for run in sorted(runs):
+        if not exists(folder / run):
+            raise InputError(f"{folder / run}: no tables; `toycircuits repro {run}` makes them")
+        for path in table_files(folder / run):
+            table = read_table(path)
+            column = pd.Series(run, table.index, name="run")
+            parts[path.stem].append(pd.concat([column, table], axis=1))
     return {name: pd.concat(group, ignore_index=True) for name, group in parts.items()}
 
 

@@ -83,7 +83,8 @@ def current_records(
     return {
         stage: record
         for stage, record in records.items()
-        if all(
+        if _is_known(stage, params)
+        and all(
             value == _setting(params, key)
             for key, value in record.get("params", {}).get("params.yaml", {}).items()
         )
@@ -92,6 +93,12 @@ def current_records(
             for entry in [*record.get("deps", []), *record.get("outs", [])]
         )
     }
+
+
+def _is_known(stage: str, params: Mapping[str, Any]) -> bool:
+    """Whether params.yaml has the run or experiment of `stage`. Records of others may be left."""
+    name = stage.partition("@")[2]
+    return not name or name in params["runs"] or name in params["experiments"]
 
 
 def _setting(params: Mapping[str, Any], key: str) -> Any:

@@ -1,0 +1,61 @@
+"""The only place that calls git. An error of git is never taken for an empty answer."""
+
+import os
+import re
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
+
+from toycircuits.core.config import InputError
+
+
+def git(root: Path, *arguments: str, codes: Collection[int] = (0,)) -> tuple[int, str]:
+    """The exit code and the standard output of git in the folder `root`.
+
+    Args:
+        codes: the exit codes that are answers. All others are errors.
+
+    Raises:
+        InputError: git is not installed or fails. The message has git's own words and remedy.
+    """
+    command = ["git", *arguments]
+    environment = os.environ | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
+    except OSError as error:
+        hint = "; install git" if isinstance(error, FileNotFoundError) and root.is_dir() else ""
+        raise InputError(f"{root}: git cannot be started: {error.strerror}{hint}") from None
+    if done.returncode not in codes:
+        raise InputError(f"{root}: {_reason(os.fsdecode(done.stderr))}")
+    return done.returncode, os.fsdecode(done.stdout)
+
+
+def _reason(words: str) -> str:
+    """What went wrong and what to do, in one line, from what git printed."""
+    if found := re.search(r"git config --global --add safe\.directory \S.*", words):
+        owner = "git refuses a repository that belongs to another user"
+        return f"{owner}; `{found[0].strip()}` allows it"
+    reason = " ".join(words.split()) or "it does not say why"
+    if "not a git repository" in words:
+        return f"git finds no repository here ({reason}); clone the project, or call `git init`"
+    return f"git fails: {reason}"
+
+
+def files_in_git(root: Path, *options: str) -> set[str]:
+    """Files of the project in the folder `root` that git carries, relative to `root`.
+
+    Args:
+        options: of `git ls-files`, for other files.
+
+    Raises:
+        InputError: git cannot list them, or its repository does not hold this project.
+    """
+    _, listed = git(root, "ls-files", "-z", *options)
+    names = {name for name in listed.split("\0") if name}
+    if (
+        not names
+    ):  # the folder lies in a repository of something else, which knows none of its files
+        _, top = git(root, "rev-parse", "--show-toplevel")
+        text = f"the git repository in {top.strip()} has no file of this folder"
+        raise InputError(f"{root}: {text}; `git add` the project, or clone it")
+    return names
