@@ -10,6 +10,7 @@ from project import output
 from rich.console import Console
 from ruamel.yaml import YAML
 
+from toycircuits.claims.verdict import COLUMNS
 from toycircuits.commands.fresh import absent, outdated, stale
 from toycircuits.commands.list_runs import NOT_HERE, listing
 from toycircuits.core.config import InputError, read_params
@@ -158,7 +159,7 @@ stages:
   judge:
     foreach: ${experiments}
     do:
-      cmd: echo outcome > reports/e/claims.csv; mkdir reports/e/summary
+      cmd: echo HEADER > reports/e/claims.csv; mkdir reports/e/summary
       deps: [reports/e/tables]
       outs:
         - reports/e/claims.csv:
@@ -167,7 +168,7 @@ stages:
             cache: false
 """
 FILES = {
-    "dvc.yaml": EXPERIMENT,
+    "dvc.yaml": EXPERIMENT.replace("HEADER", ",".join(COLUMNS)),
     "params.yaml": PARAMS,
     "generate.py": (
         "import pathlib\n"
@@ -282,14 +283,21 @@ def test_without_a_lock_all_is_missing(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dvc.yaml", "dvc.lock", ".dvc/config"])
 @pytest.mark.parametrize("question", [stale, outdated])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<<<<<<< ours\n", "found the conflict marker"),
+        ("[[: {\n", "DVC cannot tell what is up to date: "),
+    ],
+)
 def test_what_dvc_cannot_read_is_not_fresh(
-    folder: Path, name: str, question: Callable[[Path], object]
+    folder: Path, name: str, text: str, message: str, question: Callable[[Path], object]
 ) -> None:
     with (folder / name).open("a") as file:
-        file.write("<<<<<<< ours\n")
+        file.write(text)
     with pytest.raises(InputError) as error:
         question(folder)
-    assert "DVC cannot tell what is up to date: " in str(error.value)
+    assert message in str(error.value)
     assert Path(name).name in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -297,7 +305,7 @@ def test_what_dvc_cannot_read_is_not_fresh(
 @pytest.mark.slow
 def test_where_git_cannot_look_nothing_is_said_to_be_missing(folder: Path) -> None:
     (folder / ".git/index").write_text("damaged")
-    with pytest.raises(InputError, match=r"git cannot list the results: .*index file") as error:
+    with pytest.raises(InputError, match=r"git fails: .*index file") as error:
         stale(folder)
     assert "\n" not in str(error.value)
 

@@ -125,7 +125,8 @@ def _paths(root: Path, params: Mapping[str, Any]) -> Iterator[Path]:
 
 def _names(folder: Path, folders: bool) -> list[str]:
     """Sorted names of the folders, or else of the files, in `folder`; none if it does not exist."""
-    if not exists(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() == folders)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() == folders)
