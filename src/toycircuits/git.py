@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from toycircuits.core.config import InputError
+from toycircuits.core.paths import exists
 
 
 def git(root: Path, *arguments: str, codes: Collection[int] = (0,)) -> tuple[int, str]:
@@ -28,6 +29,15 @@ def git(root: Path, *arguments: str, codes: Collection[int] = (0,)) -> tuple[int
     if done.returncode not in codes:
         raise InputError(f"{root}: {_reason(os.fsdecode(done.stderr))}")
     return done.returncode, os.fsdecode(done.stdout)
+
+
+def has_git(root: Path) -> bool:
+    """Whether the folder `root` is in a git repository. A ZIP of the project is not.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    return any(exists(folder / ".git") for folder in (root, *root.absolute().parents))
 
 
 def _reason(words: str) -> str:

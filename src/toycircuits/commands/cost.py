@@ -74,7 +74,7 @@ class Stages:
             }
             self._writes = [Path(out.fs_path) for stage in self._graph for out in stage.outs]
         file = root / paths.RECORDS
-        self._records = read_records(file) if file.exists() else {}
+        self._records = read_records(file) if paths.exists(file) else {}
 
     def cost(self, path: Path) -> Cost:
         """What an edit of the file or folder at the absolute `path` costs.
@@ -130,7 +130,7 @@ def costs(root: Path, names: Sequence[Path]) -> list[Row]:
         return [*_parts(root, stages)]
     rows = []
     for path in map(Path.resolve, names):
-        if not path.exists() or not path.is_relative_to(root):
+        if not paths.exists(path) or not path.is_relative_to(root):
             raise InputError(f"{path}: no such file or folder in the project {root}")
         rows.append(Row(path.relative_to(root).as_posix(), [stages.cost(path)]))
     return rows

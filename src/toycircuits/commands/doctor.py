@@ -1,5 +1,6 @@
 """`toycircuits doctor`: is everything there that a reproduction needs, and if not, what to do?"""
 
+import os
 import platform
 import shutil
 import sys
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from toycircuits.commands.dvc_repo import cache_folder, open_repo
+from toycircuits.commands.scale_copy import COPIED
+from toycircuits.core.config import InputError
+from toycircuits.core.paths import exists
+from toycircuits.git import files_in_git
 
 GIB = 2**30
 NEEDED = 5 * GIB  # what the paper scale writes to DVC's cache and to artifacts/, with some reserve
@@ -48,6 +53,8 @@ def examine(root: Path) -> Iterator[Finding]:
         name = check.__name__.strip("_").replace("_", " ")
         try:
             yield check(root)
+        except InputError as error:
+            yield Finding(name, "failure", str(error))
         except Exception as error:  # whatever is wrong, the other findings are still of use
             yield Finding(name, "failure", f"{type(error).__name__}: {error}")
 
@@ -57,17 +64,18 @@ def _python(root: Path) -> Finding:
 
 
 def _git(root: Path) -> Finding:
-    git = shutil.which("git")
-    if git is None:
+    if (place := shutil.which("git")) is None:
         advice = "`--scale`, `compare` and experiments need it: install git"
         return Finding("git", "failure", "none", advice)
-    return Finding("git", "ok", git)
+    if not exists(root / COPIED):  # git does not know a scale copy
+        files_in_git(root)
+    return Finding("git", "ok", place)
 
 
 def _torch(root: Path) -> Finding:
     import torch
 
-    pinned = (root / "constraints.txt").read_text() if (root / "constraints.txt").exists() else ""
+    pinned = pins.read_text() if exists(pins := root / "constraints.txt") else ""
     version = torch.__version__.partition("+")[0]
     cuda = torch.cuda.is_available()
     device = f"CUDA: {torch.cuda.get_device_name()}" if cuda else "on the CPU"
@@ -99,7 +107,7 @@ def _chrome(root: Path) -> Finding:
 def _cache(root: Path) -> Finding:
     folder = cache_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = _size(folder)
     same = folder.stat().st_dev == root.stat().st_dev
     detail = f"{folder}, {size / GIB:.1f} GiB{'' if same else ', on another disk'}"
     probe = folder / ".toycircuits-doctor"
@@ -111,16 +119,31 @@ def _cache(root: Path) -> Finding:
     return Finding("DVC cache", "ok", detail)
 
 
+def _size(folder: Path) -> int:
+    """Bytes of all files in `folder`. A folder that cannot be read raises an OSError."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    places = os.walk(folder, onerror=refuse)
+    return sum((Path(at) / name).lstat().st_size for at, _, names in places for name in names)
+
+
 def _remote(root: Path) -> Finding:
     with open_repo(root) as repo:
         name, remotes = repo.config["core"].get("remote"), repo.config["remote"]
+        place = repo.cloud.get_remote(name) if name in remotes else None
     if not remotes:
         advice = "results stay on this machine; docs/remotes-and-ci.md says how to share them"
         return Finding("DVC remote", "ok", "none", advice)
     if name not in remotes:
         detail = f"{', '.join(remotes)}; none is the default"
         return Finding("DVC remote", "warning", detail, "`dvc remote default NAME` chooses one")
-    return Finding("DVC remote", "ok", f"{name}: {remotes[name]['url']}")
+    detail = f"{name}: {remotes[name]['url']}"
+    if place is not None and place.fs.protocol == "local" and not exists(Path(place.path)):
+        advice = "mount its disk, or let `dvc push` create the folder"
+        return Finding("DVC remote", "warning", f"{detail}; there is no such folder", advice)
+    return Finding("DVC remote", "ok", detail)
 
 
 def _free_disk(root: Path) -> Finding:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toycircuits.commands.dvc_repo import cache_folder
+from toycircuits.core.paths import exists
 
 
 def fsck(root: Path, remove: bool) -> bool:
@@ -35,9 +36,21 @@ def fsck(root: Path, remove: bool) -> bool:
 
 
 def damaged(cache: Path) -> Iterator[Path]:
-    """Objects of `cache` whose content does not have the MD5 sum that is their name."""
-    for path in sorted(cache.glob("files/md5/??/*")):
+    """Objects of `cache` whose content does not have the MD5 sum that is their name.
+
+    Raises:
+        OSError: an object or a folder cannot be read.
+    """
+    for path in _objects(cache / "files/md5"):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
         if digest != path.parent.name + path.name.removesuffix(".dir"):
             yield path
+
+
+def _objects(folder: Path) -> list[Path]:
+    """The objects in `folder`, sorted; none if there is no such folder."""
+    if not exists(folder):
+        return []
+    prefixes = [prefix for prefix in folder.iterdir() if len(prefix.name) == 2]
+    return sorted(path for prefix in prefixes for path in prefix.iterdir())

@@ -33,17 +33,14 @@ def remnants(book: Bookkeeping, root: Path) -> list[str]:
     return [*(f"{ENTRY}: {name}" for name in entries), *(f"{RECORD}: {name}" for name in records)]
 
 
-def drop_remnants(book: Bookkeeping, root: Path) -> list[str]:
-    """Remove what `remnants` names; a line about each thing that was removed.
-
-    Results of the stage `report` are stale after a record was removed. Call it before you plan.
+def drop_remnants(book: Bookkeeping, root: Path) -> None:
+    """Remove what `remnants` names. The stage `report`, which reads the records, is stale then.
 
     Raises:
         InputError: the file of records is damaged.
         OSError: a file cannot be written.
     """
     entries, records = _gone(book, root)
-    lines = remnants(book, root)
     if entries:
         drop_entries(book, entries)
     if records:
@@ -51,7 +48,6 @@ def drop_remnants(book: Bookkeeping, root: Path) -> list[str]:
         kept = {name: record for name, record in kept.items() if name not in records}
         with replacing(root / RECORDS) as partial:
             partial.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return [f"dropped {line}" for line in lines]
 
 
 def _gone(book: Bookkeeping, root: Path) -> tuple[list[str], list[str]]:
@@ -83,7 +79,7 @@ def all_leftovers(root: Path, params: Mapping[str, Any]) -> list[str]:
     found = [*_paths(root, params)]
     try:
         carried = files_in_git(root) if found else set()
-    except InputError:  # a project without git: only the remedy depends on it
+    except InputError:  # only the remedy depends on it, and a scale copy has no git
         carried = set()
     return [_line(path, _is_in(path, carried)) for path in found]
 

@@ -9,9 +9,10 @@ from rich.table import Table
 from toycircuits.claims.verdict import read_verdicts
 from toycircuits.commands.fresh import absent, outdated
 from toycircuits.core import paths
-from toycircuits.core.config import Run, find_run
+from toycircuits.core.config import Run, find_run, runs_of
 
 COLORS = {"fresh": "green", "stale": "yellow", "missing": "red"}
+PAGE_IS_STALE = f"{paths.PAGE} is stale or missing: `toycircuits fresh` says why"
 NOT_HERE = (
     "checkpoints of trainings are not here, and are needed only to study the training: `dvc pull` "
     "brings them from a remote, `toycircuits repro --force train@RUN` trains a run again"
@@ -31,16 +32,17 @@ def listing(params: Mapping[str, Any], root: Path) -> Table:
     for name in ("experiment, run", "models", "state", "claims reproduced"):
         table.add_column(name, justify="right" if name == "models" else "left")
     for experiment in params["experiments"]:
-        runs = [find_run(params, name) for name in params["runs"]]
-        runs = [run for run in runs if run.entry.experiment == experiment]
+        runs = [find_run(params, name) for name in runs_of(params, experiment)]
         states = {run.name: run_state(run, stale_stages) for run in runs}
         overall = experiment_state(experiment, states.values(), stale_stages)
         table.add_row(f"[bold]{experiment}", "", _colored(overall), _reproduced(experiment))
         for run in runs:
             n_models = len(run.variants) * len(run.values("train")[0]["weight_seeds"])
             table.add_row(f"  {run.name}", str(n_models), _colored(states[run.name]), "")
-    if absent(root):
-        table.caption, table.caption_justify = NOT_HERE, "left"
+    stale_page = PAGE_IS_STALE if "report" in stale_stages else ""
+    notes = [note for note in (stale_page, NOT_HERE if absent(root) else "") if note]
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
@@ -48,9 +50,9 @@ def run_state(run: Run, stale_stages: Collection[str]) -> str:
     """Whether the results of `run` are "fresh", "stale" or "missing".
 
     Args:
-        stale_stages: names of the stages that DVC would run.
+        stale_stages: names of the stages that are not up to date, or whose results are not there.
     """
-    if not paths.training_table(run.entry.experiment, run.name).exists():
+    if not paths.exists(paths.training_table(run.entry.experiment, run.name)):
         return "missing"
     stages = {f"{verb}@{run.name}" for verb in ("train", "release", "measure", "ablate")}
     stages.add(f"generate@{run.entry.experiment}")
@@ -64,9 +66,9 @@ def experiment_state(
 
     Args:
         run_states: those of its runs.
-        stale_stages: names of the stages that DVC would run.
+        stale_stages: as for `run_state`.
     """
-    if not paths.claims_table(experiment).exists():
+    if not paths.exists(paths.claims_table(experiment)):
         return "missing"
     stages = {f"{verb}@{experiment}" for verb in ("generate", "render", "judge", "section")}
     is_fresh = stages.isdisjoint(stale_stages) and {*run_states} <= {"fresh"}
@@ -79,7 +81,7 @@ def _colored(state: str) -> str:
 
 def _reproduced(experiment: str) -> str:
     """How many claims are reproduced; empty if nothing has been judged yet."""
-    if not (file := paths.claims_table(experiment)).exists():
+    if not paths.exists(file := paths.claims_table(experiment)):
         return ""
     outcomes = read_verdicts(file)["outcome"]
     return f"{(outcomes == 'reproduced').sum()} of {len(outcomes)}"

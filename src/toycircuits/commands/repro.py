@@ -31,7 +31,7 @@ from dvc_parallel.schedule import Schedule
 from dvc_parallel.stage_status import Stage
 from toycircuits.commands.devices import devices
 from toycircuits.commands.dry_run import UP_TO_DATE, are, dry_run
-from toycircuits.commands.leftovers import all_leftovers
+from toycircuits.commands.leftovers import all_leftovers, drop_remnants, remnants
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
 from toycircuits.core.paths import LOGS, PAGE, RECORDS, REPORTS, RESUME
@@ -91,9 +91,14 @@ def reproduce(
     with _usage_errors(), params_parsed_once(), ExitStack() as stack:
         book, plan = _plan(targets, options, params)
         why_not = _why_not(scale)
+        gone = [] if targets else remnants(book, tree)
         if options.dry:
             _check(params)
-            return dry_run(book, plan, options.force, why_not)
+            code = dry_run(book, plan, options.force, why_not)
+            _print_leftovers([f"would drop {line}" for line in gone], params)
+            return code
+        if gone:
+            drop_remnants(book, tree)
         if not tried_with_this_dvc():
             console.print("note: not tried with this version of DVC; `dvc repro` is the reference")
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
@@ -117,6 +122,7 @@ def reproduce(
         )
         outcome = schedule.run()
     code = _report(console, outcome, display)
+    _print_leftovers([f"dropped {line}" for line in gone], params)
     ran = [*outcome.named("done"), *outcome.named("cached")]
     for experiment in _entries(params, "experiments"):
         if f"render@{experiment}" in ran:
@@ -125,6 +131,12 @@ def reproduce(
     if "report" in ran:
         console.print(f"all results on one page: {os.path.relpath(tree / PAGE, source)}")
     return code
+
+
+def _print_leftovers(dropped: Sequence[str], params: Mapping[str, Any]) -> None:
+    """Say what was left by stages, runs and experiments that are gone, and what became of it."""
+    for line in [*dropped, *all_leftovers(Path.cwd(), params)]:
+        print(f"note: {line}", file=sys.stderr)
 
 
 @contextmanager
@@ -196,7 +208,7 @@ def _why_not(scale: str | None) -> Callable[[str], str]:
 
 
 def _check(params: Mapping[str, Any]) -> None:
-    """Validate the scale before a stage of it runs, and name what runs left that are gone."""
+    """Validate the scale before a stage of it runs."""
     from toycircuits.core.fast_import import import_transformer_lens
 
     import_transformer_lens()
@@ -204,8 +216,6 @@ def _check(params: Mapping[str, Any]) -> None:
 
     validate(params, [str(params.get("scale", ""))])
     validate_claims(params, Path("claims"))
-    for line in all_leftovers(Path.cwd(), params):
-        print(f"note: {line}", file=sys.stderr)
 
 
 def _report(console: Console, outcome: Outcome, display: Display) -> int:

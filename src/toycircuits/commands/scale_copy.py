@@ -26,7 +26,7 @@ from toycircuits.core.config import InputError, read_params, scales
 from toycircuits.core.json_text import read_json
 from toycircuits.core.paths import ARTIFACTS, LOGS, RECORDS, REPORTS, RESUME
 from toycircuits.core.replace import replacing
-from toycircuits.git import files_in_git, git
+from toycircuits.git import files_in_git, git, has_git
 
 # Each copy has these folders and files for itself, with two exceptions that are copied.
 NOT_COPIED = (".dvc", "dvc.lock", *map(str, (ARTIFACTS, LOGS, REPORTS, RESUME)))
@@ -83,17 +83,13 @@ def _known(root: Path) -> set[str]:
 
     Without a repository, as in a ZIP, git reads .gitignore with an empty repository elsewhere.
     """
-    if _has_git(root):
+    if has_git(root):
         return files_in_git(root, "--cached", "--others", "--exclude-standard")
     with tempfile.TemporaryDirectory() as empty:
         git(root, "init", "--quiet", empty)
         repository = f"--git-dir={empty}/.git", f"--work-tree={root}"
         _, listed = git(root, *repository, "ls-files", "-z", "--others", "--exclude-standard")
         return {name for name in listed.split("\0") if name}
-
-
-def _has_git(root: Path) -> bool:
-    return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
 def _is_under(name: str, folders: Iterable[str]) -> bool:
@@ -226,7 +222,7 @@ def _one_deeper(config: str) -> str:
 
 
 def _warn_if_git_sees(copy: Path) -> None:
-    if not _has_git(copy.parent):
+    if not has_git(copy.parent):
         return
     code, _ = git(copy.parent, "check-ignore", "--quiet", f"{copy.name}/", codes=(0, 1))
     if code == 1:

@@ -1,0 +1,84 @@
+"""What in a command's environment lets nothing run: it is named before anything does."""
+
+import os
+import re
+from pathlib import Path
+
+from dvc_parallel.engines import THREADS
+from toycircuits.core.config import InputError
+from toycircuits.git import has_git
+
+
+def check_environment(root: Path, is_local: bool = True) -> None:
+    """Check whatever every command of a reproduction needs from its environment.
+
+    Args:
+        root: the project folder.
+        is_local: whether the commands run on this machine. If not, its devices do not matter.
+
+    Raises:
+        InputError: one line names the variable or the folder, what was found, and what to do.
+    """
+    check_device(os.environ.get("TOYCIRCUITS_DEVICE") or "auto", is_local)
+    check_threads()
+    check_cache(root)
+
+
+def check_device(name: str, is_local: bool = True) -> None:
+    """Check that `name` means a device, and that the device is there if `is_local`.
+
+    Raises:
+        InputError: it does not, or it is not.
+    """
+    import torch  # here, because it loads slowly
+
+    from toycircuits.core.device import NAMES
+
+    key = f"TOYCIRCUITS_DEVICE: found {name!r}"
+    if not re.fullmatch(NAMES, name):
+        raise InputError(f"{key}; allowed: auto, cpu, cuda, cuda:0, ...")
+    if is_local and name.startswith("cuda"):
+        there = torch.cuda.device_count()  # starts nothing on them
+        if int(name.partition(":")[2] or 0) >= there:
+            text = f"torch finds {there} CUDA devices here; `auto` takes what is there"
+            raise InputError(f"{key}; {text}")
+
+
+def check_threads() -> None:
+    """Check the variables that limit the threads of numerical libraries.
+
+    The libraries ignore what they cannot read. Each command would then use all cores.
+
+    Raises:
+        InputError: one of them is not a number.
+    """
+    for name in THREADS:
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", value):
+            raise InputError(f"{name}: found {value!r}; allowed: a number of threads, from 1")
+
+
+def check_cache(root: Path) -> None:
+    """Check that DVC can work with the path of the project.
+
+    Raises:
+        InputError: the path has a brace, at which DVC's progress bars fail.
+    """
+    if {*"{}"} & {*str(root)}:
+        raise InputError(f"{root}: DVC cannot work in a folder whose path has {{ or }}; rename it")
+
+
+def check_git(root: Path) -> None:
+    """Check that there is a git repository, unless DVC is told to do without.
+
+    Raises:
+        InputError: there is none, as in a ZIP of the project.
+    """
+    if has_git(root):
+        return
+    from dvc.config import Config  # here, because DVC loads slowly
+
+    if not Config(str(root / ".dvc"))["core"].get("no_scm"):
+        text = "this folder is not a git repository, and only `toycircuits repro --scale` and what "
+        text += "reads results work without one; `git init && git add --all && git commit -m start`"
+        raise InputError(f"{root}: {text} makes it one")
