@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_parallel.files import replacing
+from dvc_parallel.files import replacing, state_of
 
 SUMMED = ("seconds", "processor_seconds")
 
@@ -22,8 +22,9 @@ class Records:
 
     Args:
         file: holds a record for each stage, by name. A record is the stage's entry of dvc.lock
-            (`cmd`, `deps`, `params`, `outs`), the `commit` of the code and whether it was `edited`,
-            the machine, and the `seconds` and `processor_seconds` of all attempts together.
+            (`cmd`, `deps`, `params`, `outs`), the `commit` of the code and whether it was `edited`
+            since (null if git does not tell), the machine, and the `seconds` and
+            `processor_seconds` of all attempts together.
         records: what the file holds now; nothing, if there is no file.
         unfinished: folder for what is known of the attempts at stages that have not ended yet.
         left_out: stages that get no record, because they read this file.
@@ -42,8 +43,30 @@ class Records:
     ) -> None:
         self._file, self._unfinished, self._left_out = file, unfinished, left_out
         self._records = dict(records)
-        edited = bool(_git(source, "status", "--porcelain", "--", *code))
-        self._code = {"commit": _git(source, "rev-parse", "HEAD").strip(), "edited": edited}
+        self._paths, self._source = code, source
+        self._state = self._state_of_code()
+        self._code = self._ask_git()
+        self._code_of: dict[str, dict[str, Any]] = {}
+
+    def begin(self, stage: str) -> None:
+        """Note the commit of the code with which the command of `stage` is about to start."""
+        if (state := self._state_of_code()) != self._state:
+            self._state, self._code = state, self._ask_git()
+            if Path.cwd() != self._source.resolve():  # in a copy, whose edits git does not see
+                self._code["edited"] = True
+        self._code_of[stage] = self._code
+
+    def _state_of_code(self) -> list[str]:
+        return [state_of(path) for path in self._paths]
+
+    def _ask_git(self) -> dict[str, Any]:
+        """The commit of the code, and whether it was edited since; None if git cannot tell."""
+        status = _git(self._source, "status", "--porcelain", "--", *self._paths)
+        commit = _git(self._source, "rev-parse", "--verify", "--quiet", "HEAD")
+        return {
+            "commit": (commit or "").strip(),
+            "edited": None if status is None else bool(status),
+        }
 
     def add(
         self, stage: str, entry: dict[str, Any], attempts: list[dict[str, Any]], ended: bool
@@ -79,7 +102,7 @@ class Records:
         file.unlink(missing_ok=True)
         sums = {name: _sum([attempt[name] for attempt in attempts]) for name in SUMMED}
         last = attempts[-1] | sums | {"attempts": len(attempts)}
-        self._records[stage] = entry | self._code | last
+        self._records[stage] = entry | self._code_of.get(stage, self._code) | last
         self._write()
 
     def _write(self) -> None:
@@ -110,12 +133,12 @@ def _lock_entry(record: dict[str, Any]) -> dict[str, Any]:
     return {k: record[k] for k in ("cmd", "deps", "params", "outs") if k in record}
 
 
-def _git(folder: Path, *words: str) -> str:
-    """The output of a git command; empty if it fails or there is no git."""
+def _git(folder: Path, *words: str) -> str | None:
+    """The output of a git command; None if it fails or there is no git."""
     try:
         done = subprocess.run(
             ["git", *words], cwd=folder, capture_output=True, text=True, check=False
         )
     except OSError:
-        return ""
-    return done.stdout
+        return None
+    return None if done.returncode else done.stdout

@@ -236,6 +236,8 @@ class Schedule:
         }
         if self._device_of.get(stage):
             environment["CUDA_VISIBLE_DEVICES"] = self._device_of[stage]
+        if self._records is not None:
+            self._records.begin(stage.addressing)
         inputs = self._book.inputs(stage)
         job = Job(stage.addressing, commands(stage), stage.wdir, environment, *files, inputs)
         self._running[self._engine.submit(job)] = stage

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from parallel.graphs import Graph, Stages
 from parallel.test_schedule import until
+from project import output
 from ruamel.yaml import YAML
 
 from dvc_parallel.files import replacing
@@ -64,6 +65,31 @@ def test_a_record_is_removed_with_the_results_that_it_describes(graph: Graph) ->
     (graph.folder / "source").write_text("0\n")
     assert graph.run()["a"] == "cached"
     assert not {"a", "b"} & {*records(graph)}
+
+
+def test_an_edit_of_the_code_is_recorded_for_the_stages_that_start_after_it(
+    tmp_path: Path,
+) -> None:
+    stages = json.loads(json.dumps(STAGES))
+    stages["a"]["cmd"] = "cat source > a; echo '# edited' >> dvc.yaml"
+    graph = Graph(tmp_path / "graph", stages)
+    (graph.folder / "source").write_text("0\n")
+    for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "-m", "code")):
+        output(graph.folder, "git", *command)
+    commit = output(graph.folder, "git", "rev-parse", "HEAD").strip()
+    graph.run()
+    found = {name: (r["commit"], r["edited"]) for name, r in records(graph).items()}
+    assert found == {"a": (commit, False), "b": (commit, True)}
+
+
+def test_what_git_does_not_tell_is_recorded_as_not_known(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository of another user is one that git refuses to read."""
+    output(graph.folder, "git", "init", "--quiet")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    graph.run()
+    assert {(r["commit"], r["edited"]) for r in records(graph).values()} == {("", None)}
 
 
 def test_time_of_interrupted_attempts_counts(graph: Graph) -> None:

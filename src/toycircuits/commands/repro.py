@@ -90,6 +90,7 @@ def reproduce(
     params = read_params()
     with _usage_errors(), params_parsed_once(), ExitStack() as stack:
         book, plan = _plan(targets, options, params)
+        stack.enter_context(book)  # which releases its locks, whatever happens
         why_not = _why_not(scale)
         gone = [] if targets else remnants(book, tree)
         if options.dry:

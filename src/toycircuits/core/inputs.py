@@ -26,6 +26,11 @@ def note(path: Path | str, content: bytes | None = None) -> None:
         _read.setdefault(path, _times(path) if content is None else _digest(content))
 
 
+def forget() -> None:
+    """Forget what was noted: another stage begins in this process."""
+    _read.clear()
+
+
 def edited() -> list[Path]:
     """Files that are no longer as this process has read them: its code, and what was noted."""
     states: dict[Path, State] = {path: digest for path, digest in imported().items() if digest}

@@ -24,8 +24,10 @@ _modules_when_read = set[Path]()
 @contextmanager
 def stage() -> Iterator[None]:
     """Run the body of a stage: bad input becomes one line, and so do inputs edited meanwhile."""
-    inputs.note(sys.argv[0], Path(sys.argv[0]).read_bytes())
+    inputs.forget()
+    _modules_when_read.clear()
     with exit_on_bad_input():
+        inputs.note(sys.argv[0], Path(sys.argv[0]).read_bytes())
         yield
         refuse_edits()
 
