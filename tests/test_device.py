@@ -20,9 +20,16 @@ def test_the_work_is_reproducible() -> None:
     assert torch.tensor(1e-300, dtype=torch.float64) * 1e-10 == 0  # a denormal
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
-def test_an_absent_device_is_named(name: str) -> None:
+def test_an_absent_device_is_named() -> None:
+    with pytest.raises(InputError, match=r"^--device: found 'cuda:99': [^\n]+$"):
+        prepare("cuda:99")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "mps", "meta", "cuda:", "cuda:-1", "cpu\n", "cuda:1\n2"]
+)
+def test_what_names_no_device_is_told_what_does(name: str) -> None:
     with pytest.raises(InputError) as caught:
         prepare(name)
-    assert str(caught.value).startswith(f"--device: found {name!r}: ")
-    assert "\n" not in str(caught.value)
+    allowed = "allowed: auto, cpu, cuda, cuda:0, ..."
+    assert str(caught.value) == f"--device: found {name!r}; {allowed}"

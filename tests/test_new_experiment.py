@@ -104,6 +104,14 @@ def test_what_it_writes_passes_all_checks_of_code(tmp_path: Path) -> None:
     [
         ("Say-Again", "found the name 'Say-Again'; allowed: lower-case letters, digits and _"),
         ("class", "found the name 'class'; allowed"),
+        ("x" * 300, "at most 100 of them"),
+        ("_x", "starting with a letter"),
+        ("../x", "found the name '../x'; allowed"),
+        ("quick", "found the name 'quick', which has another use here"),
+        ("released", "found the name 'released', which has another use here"),
+        ("train", "found the name 'train', which has another use here"),
+        ("weights", "found the name 'weights', which has another use here"),
+        ("torch", "found the name 'torch', which a Python package has"),
         ("list_copy_10", "claims/list_copy_10.yaml exists already"),
         ("linear_regression_h1", "runs.linear_regression_h1 of params.yaml exists already"),
         ("modular_arithmetic", "src/toycircuits/experiments/modular_arithmetic exists already"),
@@ -122,10 +130,10 @@ LAYOUT = "found a layout that takes no entry; write each of its entries on lines
 SMALL = """\
 scale: quick  # a remark
 experiments:
-  e: {slice: s}
+  e: {slice: list_copy}
 
 runs:
-  r: {experiment: e, slice: s, final: f}
+  r: {experiment: e, slice: list_copy, final: reports/weights/r.safetensors}
 released:
   - r
 # of the scale
@@ -134,6 +142,7 @@ quick:
 
     data: {seed: 0}
 """
+RUN = next(line for line in SMALL.splitlines(keepends=True) if line.startswith("  r:"))
 RUNS = SMALL[SMALL.index("runs") : SMALL.index("released")]
 
 
@@ -151,17 +160,18 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("quick:\n", "other: {e: {}}\nquick:\n", f"other: {LAYOUT}"),
         ("  r: {", "    r: {", f"runs: {LAYOUT}"),
         ("  e:\n\n    data", "  e:\n# between them\n    data", f"quick: {LAYOUT}"),
-        (RUNS, "", "runs: missing key; allowed is a mapping"),
+        (RUNS, "", "runs: missing key"),
         (
-            "  r: {experiment: e, slice: s, final: f}\n",
+            RUN,
             "",
             "runs: found None; allowed is a mapping",
         ),
-        ("released:\n  - r\n", "", "released: missing key; allowed is a list"),
+        ("released:\n  - r\n", "", "released: missing key"),
         ("released:\n  - r\n", "released: r\n", "released: found 'r'; allowed is a list"),
         ("released:\n  - r\n", "released: [r]\n", f"released: {LAYOUT}"),
         (SMALL[SMALL.index("  e:\n\n") :], "", "quick: found None; allowed is a mapping"),
         ("quick:\n", "fast: 3\nquick:\n", "fast: found 3; allowed is a mapping"),
+        ("experiment: e", "experiment: f", "runs.r.experiment: found 'f'; there are: e"),
     ],
 )
 def test_params_without_a_place_for_it_are_left_alone(
@@ -172,7 +182,7 @@ def test_params_without_a_place_for_it_are_left_alone(
     there = contents(tmp_path)
     with pytest.raises(InputError) as error:
         create(tmp_path, NAME)
-    assert str(error.value).startswith(f"params.yaml: {message}")
+    assert str(error.value).removeprefix("params.yaml: ").startswith(message)
     assert contents(tmp_path) == there
 
 

@@ -9,18 +9,20 @@ import re
 import shutil
 import textwrap
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from toycircuits.core.config import InputError, read_params, scales
+from toycircuits.commands.structure import RESERVED, read_project
+from toycircuits.core.config import NAME, SECTIONS, STRUCTURE, InputError, scales
+from toycircuits.core.messages import quoted
 from toycircuits.core.paths import claims_file, weights_file
 from toycircuits.core.replace import replacing
 
 TEMPLATE = Path(__file__).with_name("template")
-KINDS = {dict: "a mapping with entries", list: "a list with entries"}
 
 
 def create(root: Path, name: str) -> list[Path]:
@@ -30,17 +32,14 @@ def create(root: Path, name: str) -> list[Path]:
         The files written, relative to `root`.
 
     Raises:
-        InputError: `name` is not allowed or is taken, or params.yaml has no place for the new
-            entries. Nothing is written then.
+        InputError: `name` is not allowed or is taken, or params.yaml is wrong or has no place for
+            the new entries. Nothing is written then.
         OSError: the disk refuses something. What was written before is removed again.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        allowed = "lower-case letters, digits and _, starting with a letter; no word of Python"
-        raise InputError(f"found the name {name!r}; allowed: {allowed}")
     path = root / "params.yaml"
-    params = read_params(path)
+    params = read_project(path)
+    _check_name(name, params)
     files, entries = _new_files(name), _new_entries(name, scales(params))
-    _check_kinds(params, entries)
     _check_free(root, name, files, params, entries)
 
     path = path.resolve()  # params.yaml may be a link
@@ -75,13 +74,15 @@ def _new_entries(name: str, all_scales: list[str]) -> dict[str, str]:
     }
 
 
-def _check_kinds(params: Mapping[str, Any], entries: Mapping[str, str]) -> None:
-    """Raise an `InputError` if a key of `entries` is missing or cannot take an entry."""
-    for key in entries:
-        kind = list if key == "released" else dict
-        if not isinstance(params.get(key), kind):
-            problem = f"found {params[key]!r}" if key in params else "missing key"
-            raise InputError(f"params.yaml: {key}: {problem}; allowed is {KINDS[kind]}")
+def _check_name(name: str, params: Mapping[str, Any]) -> None:
+    """Raise an `InputError` unless `name` can be that of an experiment, a run and a slice."""
+    if not re.fullmatch(NAME, name) or name != name.lower() or keyword.iskeyword(name):
+        allowed = "lower-case letters, digits and _, starting with a letter, at most 100 of them"
+        raise InputError(f"found the name {quoted(name)}; allowed: {allowed}; no word of Python")
+    if name in (*RESERVED, *STRUCTURE, *SECTIONS, *scales(params)):
+        raise InputError(f"found the name {name!r}, which has another use here; choose another")
+    if find_spec(name):
+        raise InputError(f"found the name {name!r}, which a Python package has; choose another")
 
 
 def _check_free(

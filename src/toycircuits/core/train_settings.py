@@ -85,8 +85,12 @@ class TrainSettings(Settings):
             )
         if len(set(self.weight_seeds)) != len(self.weight_seeds):
             raise ValueError(f"weight_seeds: found {self.weight_seeds}; each is allowed once")
-        if any(not 0 <= seed < 2**63 for seed in (*self.weight_seeds, *(self.batch_seeds or ()))):
-            raise ValueError("weight_seeds, batch_seeds: allowed are numbers from 0 below 2**63")
+        for name in ("weight_seeds", "batch_seeds"):
+            for seed in getattr(self, name) or ():
+                if not 0 <= seed < 2**63:
+                    raise ValueError(
+                        f"{name}: found {seed}; allowed are numbers from 0 below 2**63"
+                    )
         if self.schedule is not None and self.schedule.warmup >= self.length:
             raise ValueError(
                 f"schedule.warmup: found {self.schedule.warmup}; allowed is less than length"
