@@ -7,12 +7,12 @@ import typer
 
 from toycircuits.core import config, paths
 from toycircuits.core.fast_import import import_transformer_lens
-from toycircuits.core.stage import all_read, stage
+from toycircuits.core.stage import Name, all_read, stage
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
 
-def main(run_name: str, device: Device = "auto") -> None:
+def main(run_name: Name, device: Device = "auto") -> None:
     """Write one tidy table of RUN_NAME: component, layer, head, method, loss, accuracy."""
     import_transformer_lens()
     import pandas as pd

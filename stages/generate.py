@@ -6,14 +6,14 @@ import typer
 from toycircuits.core import config, paths
 from toycircuits.core.checkpoints import write_tensors
 from toycircuits.core.slices import load_task
-from toycircuits.core.stage import stage
+from toycircuits.core.stage import Name, stage
 
 
-def main(experiment: str, slice_name: str) -> None:
-    """Write the tensors of EXPERIMENT, whose code is the slice SLICE_NAME."""
+def main(experiment: Name) -> None:
+    """Write the tensors of EXPERIMENT."""
     with stage():
-        task = load_task(slice_name)
         params = config.read_params()
+        task = load_task(config.find_slice(params, experiment))
         settings = config.read_section(params, experiment, "data", task.DataSettings)
         tensors = task.generate(settings, torch.Generator().manual_seed(settings.seed))
         write_tensors(paths.data_file(experiment), tensors, {"data": settings.model_dump()})

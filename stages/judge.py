@@ -5,10 +5,10 @@ import json
 import typer
 
 from toycircuits.core import config, paths
-from toycircuits.core.stage import stage
+from toycircuits.core.stage import Name, stage
 
 
-def main(experiment: str) -> None:
+def main(experiment: Name) -> None:
     """Write the verdicts on the claims about EXPERIMENT, and its key metrics."""
     with stage():
         from toycircuits.claims.card import read_card
@@ -21,7 +21,7 @@ def main(experiment: str) -> None:
         )
 
         params = config.read_params()
-        scale = str(params["scale"])
+        scale, _ = config.experiment_tree(params, experiment)
         file = paths.claims_file(experiment)
         card = read_card(file)
         tables = tables_of(paths.REPORTS / experiment, config.runs_of(params, experiment))

@@ -4,10 +4,10 @@ import typer
 
 from toycircuits.core import paths
 from toycircuits.core.checkpoints import write_final_weights
-from toycircuits.core.stage import stage
+from toycircuits.core.stage import Name, stage
 
 
-def main(run_name: str) -> None:
+def main(run_name: Name) -> None:
     """Write the last checkpoint of each model of RUN_NAME."""
     with stage():
         write_final_weights(paths.weights_file(run_name), paths.trajectories(run_name))

@@ -3,16 +3,17 @@
 import typer
 
 from toycircuits.core import config, paths
-from toycircuits.core.stage import stage
+from toycircuits.core.stage import Name, stage
 
 
-def main(experiment: str, slice_name: str) -> None:
-    """Draw EXPERIMENT, whose code is the slice SLICE_NAME."""
+def main(experiment: Name) -> None:
+    """Draw EXPERIMENT."""
     with stage():
         from toycircuits.core.pictures import write_figures
         from toycircuits.core.render import draw
 
-        summaries, drawn = draw(config.read_params(), experiment, slice_name)
+        params = config.read_params()
+        summaries, drawn = draw(params, experiment, config.find_slice(params, experiment))
         summary = paths.summary(experiment)
         summary.mkdir(parents=True, exist_ok=True)
         for name, table in summaries.items():

@@ -5,10 +5,10 @@ import json
 import typer
 
 from toycircuits.core import config, paths
-from toycircuits.core.stage import stage
+from toycircuits.core.stage import Name, stage
 
 
-def main(experiment: str) -> None:
+def main(experiment: Name) -> None:
     """Write what the page says about EXPERIMENT."""
     with stage():
         from toycircuits.claims.card import read_card
@@ -17,6 +17,7 @@ def main(experiment: str) -> None:
         from toycircuits.report import section
 
         params = config.read_params()
+        config.experiment_tree(params, experiment)  # refuses an experiment that there is not
         card = read_card(paths.claims_file(experiment))
         verdicts = read_verdicts(paths.claims_table(experiment))
         counts = count_outcomes(verdicts["outcome"])

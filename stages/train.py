@@ -8,12 +8,12 @@ import typer
 
 from toycircuits.core import config, paths
 from toycircuits.core.fast_import import import_transformer_lens
-from toycircuits.core.stage import all_read, digest_of, refuse_edits, stage
+from toycircuits.core.stage import Name, all_read, digest_of, refuse_edits, stage
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
 
 
-def main(run_name: str, device: Device = "auto") -> None:
+def main(run_name: Name, device: Device = "auto") -> None:
     """Train RUN_NAME: one model for each of its variants and pairs of seeds."""
     import_transformer_lens()
     import pandas as pd

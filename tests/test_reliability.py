@@ -124,7 +124,7 @@ def test_a_killed_training_is_taken_up_by_the_same_reproduction(
     slow_down(project)
     command = project.start("toycircuits", "repro", f"train@{RUN}")
     wait_for(command, project.folder / f".resume/{RUN}", "*/resume.safetensors")
-    words = ["stages/train.py", RUN]  # not the shell that may stand above it
+    words = ["stages/train.py", f"train@{RUN}"]  # not the shell that may stand above it
     (victim,) = [
         process
         for process in psutil.process_iter(["cmdline", "cwd"])

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ SERVER = Path(__file__).with_name("fork_server.py")
 SPECIAL = frozenset("'\"\\|&;<>()$`*?[]{}~#!\n")  # characters that a shell gives a meaning
 REPLY = 32  # bytes, enough for a process ID or an exit status
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+VARIABLE = re.compile(r'"\$([A-Za-z_][A-Za-z0-9_]*)"')
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,17 @@ def script_call(job: Job, command: str, environment: dict[str, str]) -> dict[str
 
     A fork can run `python SCRIPT.py ARGUMENT...` with the Python of this process, after assignments
     such as `PYTHONPATH=src`. Other variables need the value that they have in `environment`, which
-    is that of the server: Python and its libraries read many of them only once, at their start.
+    is that of the server: Python and its libraries read many of them only once, at their start. An
+    argument may be a variable in quotation marks, such as `"$DVC_STAGE"`.
     """
     words, assigned = command.split(), dict[str, str]()
     while words and (match := ASSIGNMENT.fullmatch(words[0])):
         assigned[match[1]] = match[2]
         words.pop(0)
-    if SPECIAL & {*command} or len(words) < 2 or words[0] != "python":
+    plain = [*assigned.values(), *(word for word in words if not VARIABLE.fullmatch(word))]
+    if SPECIAL & {*"".join(plain)} or "\n" in command:
+        return None
+    if len(words) < 2 or words[0] != "python":
         return None
     if not words[1].endswith(".py") or any(
         environment.get(name) != value for name, value in assigned.items() if name != "PYTHONPATH"
@@ -162,5 +168,12 @@ def script_call(job: Job, command: str, environment: dict[str, str]) -> dict[str
     python = shutil.which("python", path=variables.get("PATH"))
     if python is None or Path(python).parent != Path(sys.executable).parent:
         return None
+    script = [_expanded(word, os.environ | job.environment) for word in words[1:]]
     places = {"folder": job.folder, "log": job.log, "marker": job.marker}
-    return {"script": words[1:], "environment": variables, **places}
+    return {"script": script, "environment": variables, **places}
+
+
+def _expanded(word: str, variables: Mapping[str, str]) -> str:
+    """The argument that a shell makes of `word`: a variable in quotation marks, or plain text."""
+    match = VARIABLE.fullmatch(word)
+    return variables.get(match[1], "") if match else word

@@ -117,7 +117,7 @@ def test_dry_says_what_would_run_and_what_may(project: Project) -> None:
     assert code == 0
     assert out.splitlines() == [
         f"Running stage 'generate@{RUN}':",
-        f"> PYTHONPATH=src python stages/generate.py {RUN} list_copy",
+        '> PYTHONPATH=src python stages/generate.py "$DVC_STAGE"',
         f"may run then: train@{RUN}, measure@{RUN}",
     ]
     _, out, _ = project.run("toycircuits", "repro", "--dry", "--force", f"train@{RUN}")

@@ -124,6 +124,8 @@ def test_a_fork_imports_the_code_that_is_there_when_it_starts(
     [
         *("python -c pass", "python script.py > x", "python3 script.py", "true", "A=1", ""),
         *("A-B=1 python script.py", "A=$B python script.py", "A='1' python script.py"),
+        *('python script.py "$A b"', "python script.py $A", 'python script.py "${A}"'),
+        *('A="$B" python script.py', 'python script.py "$A"\ntrue', 'python script.py x"$A"'),
         "OMP_NUM_THREADS=3 python script.py",  # read when a library is imported
         "PATH=/nowhere python script.py",
     ],
@@ -142,6 +144,20 @@ def test_assignments_before_a_script_are_its_environment(tmp_path: Path) -> None
     assert call
     assert call["script"] == ["script.py"]
     assert call["environment"] == os.environ | job.environment | {"PYTHONPATH": "src:=lib", "A": ""}
+
+
+def test_a_quoted_variable_is_one_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its value would mean something to a shell."""
+    monkeypatch.setenv("STAGE", "train@a b; $(touch planted) 'x")
+    command = 'STAGE=y python script.py "$STAGE" "$ABSENT"'
+    monkeypatch.delenv("ABSENT", raising=False)
+    call = script_call(make_job(tmp_path, command), command, {"STAGE": "y"})
+    assert call
+    assert call["script"] == ["script.py", os.environ["STAGE"], ""]
+    shell = ["sh", "-c", command.replace("python script.py", "printf '%s|'")]
+    printed = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert printed.stdout.split("|")[:2] == call["script"][1:]
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_time_of_a_command_that_is_killed_counts(tmp_path: Path, forks: ForkStarter) -> None:

@@ -364,6 +364,18 @@ def runs_of(params: Mapping[str, Any], experiment: str) -> list[str]:
     return [name for name, entry in entries.items() if entry.get("experiment") == experiment]
 
 
+def find_slice(params: Mapping[str, Any], experiment: str) -> str:
+    """Name of the slice that has the code of `experiment`.
+
+    Raises:
+        InputError: there is no such experiment, or its entry names no slice.
+    """
+    experiment_tree(params, experiment)
+    key = f"experiments.{experiment}"
+    entry = _mapping(_experiments(params)[experiment], key)
+    return check_name(_get(entry, "slice", f"{key}.slice"), f"{key}.slice")
+
+
 def scales(params: Mapping[str, Any]) -> list[str]:
     """Names of the scales: all top-level keys but the structural ones."""
     return [str(name) for name in params if name not in STRUCTURE]

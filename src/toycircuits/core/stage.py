@@ -10,6 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from toycircuits.core import inputs
 from toycircuits.core.config import InputError, exit_on_bad_input
@@ -19,6 +22,20 @@ from toycircuits.core.replace import replacing
 READ = "DVC_PARALLEL_READ"
 
 _modules_when_read = set[Path]()
+
+
+def name_in(stage_name: str) -> str:
+    """The name of a run or an experiment in that of a stage; any other text is returned.
+
+    >>> name_in("train@list_copy_10"), name_in("list_copy_10")
+    ('list_copy_10', 'list_copy_10')
+    """
+    return stage_name.rpartition("@")[2]
+
+
+# The argument of a stage: dvc.yaml gives the name of the stage, and a person may give that of a run
+# or an experiment.
+Name = Annotated[str, typer.Argument(parser=name_in, metavar="NAME")]
 
 
 @contextmanager
