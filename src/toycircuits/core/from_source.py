@@ -7,10 +7,10 @@ pass for that of the file. A result would then come from other code than DVC has
 
 import hashlib
 import sys
-from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
+from typing import Any
 
 PACKAGE = "toycircuits."
 
@@ -35,9 +35,13 @@ class SourceFinder(MetaPathFinder):
     """Finds the modules of this package where Python does."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Any, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Python's spec of the module, with our loader; None for the modules of others."""
+        """Python's spec of the module, with our loader; None for the modules of others.
+
+        Args:
+            path: where to look; Python's own type of it is no `Sequence`.
+        """
         spec = PathFinder.find_spec(fullname, path) if fullname.startswith(PACKAGE) else None
         if spec and type(spec.loader) is SourceFileLoader:
             spec.loader = SourceLoader(spec.loader.name, spec.loader.path)
