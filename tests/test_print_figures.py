@@ -128,12 +128,24 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], text: str) 
     assert [*tmp_path.iterdir()] == []
 
 
-def figures(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def test_a_chrome_that_does_not_draw_is_no_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "browser").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "browser").chmod(0o755)
+    names = ["modular_subtraction/loss", "--out", str(tmp_path / "out")]
+    done = figures(*names, BROWSER_PATH=str(tmp_path / "browser"))
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "not written: " in line
+    assert "Chrome or Chromium draws the pictures; `toycircuits doctor` looks for it" in line
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def figures(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """The command, with a limit above the time after which a stuck Chrome is started once more."""
     return subprocess.run(
         [*COMMAND, *arguments],
         cwd=ROOT,
-        env=environment_of(PYTHONPATH=str(ROOT / "src")),
+        env=environment_of(PYTHONPATH=str(ROOT / "src"), **variables),
         capture_output=True,
         text=True,
         timeout=400,

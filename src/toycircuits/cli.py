@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,8 @@ import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
-from toycircuits.commands import streams
+from toycircuits import api
+from toycircuits.commands import environment, streams
 from toycircuits.core import config, paths
 
 EXIT_CODES = """
@@ -21,7 +21,8 @@ or the doctor found a failure; or the machine refuses: a full disk, or no Chrome
 one line says what is wrong with it; 70, an unexpected error.
 """
 PIPE_WIDTH = 240  # columns of a table that goes to a file or a pipe
-USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer exports only classes that inherit from it
+# typer exports only classes that inherit from it
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
 
 class _Commands(TyperGroup):
@@ -45,10 +46,11 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_asked: bool) -> None:
+def _print_version(is_asked: bool) -> bool:
     if is_asked:
-        print(f"toycircuits {metadata.version('toycircuits')}")
+        print(f"toycircuits {api.version()}")
         raise typer.Exit
+    return is_asked
 
 
 @app.callback(epilog=EXIT_CODES)
@@ -62,6 +64,8 @@ def main(
     ] = False,
 ) -> None:
     """Reproduce circuits of published toy models, and judge every published claim about them."""
+    with config.exit_on_bad_input():
+        _working_folder()
 
 
 def run() -> None:
@@ -101,7 +105,7 @@ def list_runs() -> None:
 
     Fresh results are those of the code and settings as they are. DVC's cache is not needed.
     """
-    with _in_project() as root:
+    with _in_project(needs_git=True) as root:
         from toycircuits.commands.list_runs import listing
 
         _print(listing(_params(), root))
@@ -145,6 +149,8 @@ def compare(
     with _in_project() as root:
         from toycircuits.commands import compare as comparison
 
+        if out.is_dir():
+            raise config.InputError(f"--out: found the folder {out}; allowed: the name of a file")
         sides = comparison.sides(root, (a, b))
         parts = comparison.differences(*sides)
         if markdown:
@@ -238,7 +244,7 @@ def repro(
     The output of each command is in logs/. After Ctrl-C, trainings save their state and stop, and
     the same command goes on from there. Exit code 1: a stage failed; 2: bad input.
     """
-    with _in_project():
+    with _in_project(needs_git=scale is None):
         from toycircuits.commands.repro import Options, reproduce
 
         _params()  # DVC's own message would name dvc.yaml
@@ -260,7 +266,7 @@ def figures(
 ) -> None:
     """Draw figures for print: laid out for their width, with text of 8 points.
 
-    They are drawn from the tables in reports/. Exit code 2: bad input, or Chrome does not draw.
+    They are drawn from the tables in reports/. Exit code 1: Chrome does not draw; 2: bad input.
 
     Example: toycircuits figures list_copy_10 --format svg --width page
     """
@@ -290,7 +296,7 @@ def cost(
     Example: toycircuits cost src/toycircuits/core/training.py
     """
     absolute = [file.absolute() for file in files or ()]
-    with _in_project() as root:
+    with _in_project(needs_git=True) as root:
         from toycircuits.commands.cost import as_markdown, as_table, costs
 
         _params()
@@ -307,7 +313,7 @@ def fresh() -> None:
 
     Exit code 1 if they do not.
     """
-    with _in_project() as root:
+    with _in_project(needs_git=True) as root:
         from toycircuits.commands.fresh import stale
 
         _params()
@@ -329,23 +335,44 @@ def fsck(
 
     Exit code 1 if there are any.
     """
-    with _in_project() as root:
+    with _in_project(needs_git=True) as root:
         from toycircuits.commands.fsck import fsck as run_fsck
 
         raise typer.Exit(not run_fsck(root, remove))
 
 
 @contextmanager
-def _in_project() -> Iterator[Path]:
+def _in_project(needs_git: bool = False) -> Iterator[Path]:
     """Work in the project folder, which is yielded; bad input ends the command with one line.
 
     Commands of this Python's environment come first on PATH, so that stages use them.
+
+    Args:
+        needs_git: whether the command works in a git repository only, or in a scale copy.
     """
     with config.exit_on_bad_input():
-        os.chdir(paths.find_root())
-        environment = str(Path(sys.executable).parent)
-        os.environ["PATH"] = os.pathsep.join([environment, os.environ.get("PATH", "")])
+        here, root = Path.cwd(), paths.find_root()
+        if root not in (here, *here.parents):  # it is the project that this code comes from
+            print(f"note: there is no project around {here}; this is {root}", file=sys.stderr)
+        if needs_git:
+            environment.check_git(root)
+        os.chdir(root)
+        folders = [str(Path(sys.executable).parent), os.environ.get("PATH") or os.defpath]
+        os.environ["PATH"] = os.pathsep.join(folders)
         yield Path.cwd()
+
+
+def _working_folder() -> Path:
+    """The folder in which a person gives the command.
+
+    Raises:
+        InputError: it has been removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        text = "the working folder does not exist any more; `cd` to another one"
+        raise config.InputError(text) from None
 
 
 def _params() -> dict[str, Any]:
@@ -357,7 +384,9 @@ def _params() -> dict[str, Any]:
 
 def _print(content: RenderableType) -> None:
     """Print to the terminal; to a file or a pipe in long lines."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    columns = os.environ.get("COLUMNS", "")
+    is_width = columns.isdecimal() and int(columns) > 0
+    width = int(columns) if is_width else None if sys.stdout.isatty() else PIPE_WIDTH
     Console(width=width).print(content)
 
 

@@ -52,7 +52,8 @@ def print_figures(
         title: whether to keep the titles.
 
     Raises:
-        InputError: an argument is wrong, or Chrome does not draw.
+        InputError: an argument is wrong.
+        OSError: Chrome does not draw, or the folder cannot be written to.
     """
     if file_format not in FORMATS:
         raise InputError(f"--format: found {file_format!r}; allowed: {', '.join(FORMATS)}")
@@ -150,7 +151,7 @@ def write(
         title: whether to keep the titles.
 
     Raises:
-        InputError: there is no Chrome, it fails, or the folder cannot be written to.
+        OSError: there is no Chrome, it fails, or the folder cannot be written to.
     """
     figures = {name: fit(figure, width, title) for name, figure in named.items()}
     for name, figure in figures.items():
@@ -174,7 +175,7 @@ def write(
     except Exception as error:  # Kaleido's and Chrome's failures share no narrower class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         hint = "Chrome or Chromium draws the pictures; `toycircuits doctor` looks for it"
-        raise InputError(f"{folder}: not written: {reason[0]} ({hint})") from error
+        raise OSError(f"{folder}: not written: {reason[0]} ({hint})") from error
     return targets
 
 
