@@ -18,6 +18,10 @@ FREEZING = {
 NOT_PUBLISHED = (np.nan,) * len(FREEZING)
 NO_STEPS = ((np.nan, np.nan),) * len(FREEZING)
 Steps = tuple[int, int]
+OUTCOMES = (
+    *("models", "solved", "rate", "rate_low", "rate_high", "on_plateau", "jumped"),
+    *("accuracy", "lowest", "highest", "step", "jump_step"),
+)
 
 
 class GridSettings(Settings):
@@ -86,7 +90,7 @@ def count_outcomes(models: pd.DataFrame, keys: list[str], grid: GridSettings) ->
                 "jump_step": group.loc[jumped, "jump_step"].median(),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*keys, *OUTCOMES])  # they are there without models, too
 
 
 def grid_cells(models: pd.DataFrame, grid: GridSettings) -> pd.DataFrame:
@@ -98,7 +102,7 @@ def grid_cells(models: pd.DataFrame, grid: GridSettings) -> pd.DataFrame:
     accuracy = [grid.published_accuracy.get(run, NOT_PUBLISHED)[i] for run, i in places]
     steps = [grid.published_steps.get(run, NO_STEPS)[i] for run, i in places]
     table["published_accuracy"] = accuracy
-    table[["published_step_from", "published_step_to"]] = np.array(steps, dtype=float)
+    table[["published_step_from", "published_step_to"]] = np.array(steps, dtype=float).reshape(-1, 2)
     return table
 
 
