@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from toycircuits.claims.verdict import count_outcomes, read_verdicts, write_verdicts
+from toycircuits.claims.verdict import COLUMNS, count_outcomes, read_verdicts, write_verdicts
 from toycircuits.core.plotting import TEMPLATE
 from toycircuits.report import section
 from toycircuits.report.page import page_html
@@ -32,9 +32,7 @@ def made_section(experiment: Path, text: str = HOSTILE, **cells: list[Any]) -> s
     Args:
         cells: column of the verdicts -> its three cells.
     """
-    row: dict[str, Any] = dict.fromkeys(
-        ["statement", "source", "measured", "interval", "expected", "why"], text
-    )
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, text)
     row |= {"kind": "exact", "published": None, "models": 2, "passing": 1}
     rows = [
         row
@@ -69,6 +67,7 @@ def made_page(
     """The page of `sections`, whose experiments have no runs."""
     no_runs = {
         **{"scale": "quick", "runs": {}, "released": []},
+        "experiments": {name: {} for name in sections},
         "quick": {name: {"data": {}} for name in sections},
     }
     counts = {name: dict.fromkeys(section.MARKS, 1) for name in sections}

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from toycircuits.core import checkpoints
-from toycircuits.core.checkpoints import Trajectory, read_tensors, write_tensors
+from toycircuits.core.checkpoints import (
+    Trajectory,
+    read_final_weights,
+    read_tensors,
+    write_tensors,
+)
 from toycircuits.core.config import InputError
 
 METADATA = {"run": "a", "model": {"d_model": 4, "mask": ["1.", "11"]}, "seed": None, "lr": 1e-3}
@@ -130,8 +136,16 @@ def test_a_safetensors_file_of_others_is_refused(
 
 
 def test_damaged_metadata_are_refused(path: Path) -> None:
-    save_file({"w": torch.zeros(1)}, path, {checkpoints.METADATA_KEY: json.dumps(METADATA)[:-1]})
-    assert "not a readable safetensors file" in refused(path)
+    for text, message in (
+        (json.dumps(METADATA)[:-1], "metadata: not valid JSON: "),
+        (json.dumps([METADATA]), "metadata: found [{'run': 'a'"),
+        ('{"a": 1, "a": 2}', "metadata: not valid JSON: the key 'a' is there twice"),
+        ('{"a": NaN}', "metadata: not valid JSON: found NaN"),
+        ("[" * 100_000, "metadata: not valid JSON: nested too deeply"),
+        ("1" * 5000, "metadata: not valid JSON: "),
+    ):
+        save_file({"w": torch.zeros(1)}, path, {checkpoints.METADATA_KEY: text})
+        assert message in refused(path)
 
 
 def test_a_damaged_header_is_refused_or_read_but_never_a_crash(path: Path) -> None:
@@ -148,9 +162,40 @@ def test_a_damaged_header_is_refused_or_read_but_never_a_crash(path: Path) -> No
     assert "refused" in outcomes
 
 
-@pytest.mark.parametrize("name", ["absent.safetensors", "."])
-def test_an_absent_file_is_named(tmp_path: Path, name: str) -> None:
-    refused(tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.safetensors", "absent.safetensors: no such file"),
+        (".", "cannot be read: Is a directory"),
+        (
+            "artifacts/data/e.safetensors",
+            "no such file; `toycircuits repro --force generate@e` makes it again",
+        ),
+        (
+            "artifacts/trajectories/run/seed0/00000001.safetensors",
+            "no such file; `toycircuits repro --force train@run` makes it again",
+        ),
+        (
+            "reports/weights/run.safetensors",
+            "no such file; `git checkout` restores it, `toycircuits repro --force release@run`",
+        ),
+    ],
+)
+def test_an_absent_file_is_named(tmp_path: Path, name: str, message: str) -> None:
+    assert message in refused(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_a_damaged_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refused(path) == f"{path}: cannot be read: Permission denied"
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match="folder: cannot be read: Permission denied"):
+        Trajectory(path.parent).load()
 
 
 def test_a_trajectory_is_in_the_order_of_its_steps(tmp_path: Path) -> None:
@@ -176,10 +221,60 @@ def test_a_checkpoint_says_its_step(tmp_path: Path) -> None:
 def test_a_trajectory_without_checkpoints_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / ".00000001.safetensors.partial").touch()
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(InputError, match="found no checkpoint in this folder") as caught:
-            Trajectory(folder).load()
-        assert str(folder) in str(caught.value)
+    (tmp_path / "12 (copy).safetensors").touch()
+    (tmp_path / "1.safetensors").touch()
+    with pytest.raises(InputError, match=f"{tmp_path}: found no checkpoint in this folder"):
+        Trajectory(tmp_path).load()
+    with pytest.raises(InputError, match=f"{tmp_path}/absent: no such folder"):
+        Trajectory(tmp_path / "absent").load()
+
+
+@pytest.mark.parametrize("step", [8, "7", None, 7.0, True, [7]])
+def test_a_checkpoint_of_another_step_is_refused(tmp_path: Path, step: object) -> None:
+    trajectory = Trajectory(tmp_path)
+    write_tensors(trajectory.path(7), {"w": torch.zeros(1)}, {"step": step})
+    with pytest.raises(
+        InputError, match=r"00000007.safetensors: metadata.step: found .*expected 7"
+    ):
+        trajectory.load(7)
+
+
+MODELS = {"seed0": {"run": "a"}, "LN-seed1": {"run": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": {}}, "metadata.members: "),
+        ({"members": None}, "metadata.members: found null; "),
+        ({"members": {"seed0": 3}}, "metadata.members.seed0: found 3; "),
+        ({"names": ["seed0"]}, "metadata.names: found ['seed0']; expected "),
+        ({"names": ["seed0", "LN-seed1", "seed0"]}, "metadata.names: found "),
+        ({"names": ["seed0", "seed1"]}, "metadata.names: found "),
+        ({"names": "seed0"}, 'metadata.names: found "seed0"; '),
+        ({"version": 2}, "metadata.version: unknown key"),
+        ({"members": {"../x": {}}, "names": ["../x"]}, "name of a model: found '../x'; "),
+        ({"members": {"": {}}, "names": [""]}, "name of a model: found ''; "),
+    ],
+)
+def test_a_file_of_final_weights_has_its_models(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    tensors = {"seed0/w": torch.zeros(1), "LN-seed1/w": torch.ones(1)}
+    metadata = {"names": ["seed0", "LN-seed1"], "members": MODELS}
+    write_tensors(tmp_path / "w", tensors, metadata)
+    assert [*read_final_weights(tmp_path / "w")] == ["seed0", "LN-seed1"]
+    write_tensors(tmp_path / "w", tensors, metadata | changes)
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path}/w: {message}")):
+        read_final_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize("name", ["w", "seed0", "/w", "seed2/w", "seed0.w", "LN-seed1w"])
+def test_a_tensor_of_no_model_is_refused(tmp_path: Path, name: str) -> None:
+    metadata = {"names": ["seed0", "LN-seed1"], "members": MODELS}
+    write_tensors(tmp_path / "w", {"seed0/w": torch.zeros(1), name: torch.zeros(1)}, metadata)
+    with pytest.raises(InputError, match=re.escape(f"name of a tensor: found {name!r}")):
+        read_final_weights(tmp_path / "w")
 
 
 def test_a_missing_step_is_named(tmp_path: Path) -> None:

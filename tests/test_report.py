@@ -29,6 +29,7 @@ def test_data_never_becomes_markup(experiment: Path) -> None:
     assert text.count("</script>") == 2
     params = {
         "scale": HOSTILE,
+        "experiments": {"e": {}},
         "runs": {},
         "released": [],
         HOSTILE: {"e": {"data": {"seed": HOSTILE}}},
@@ -125,6 +126,7 @@ def test_a_banner_says_that_results_are_not_of_the_paper_scale(
     experiment: Path, scale: str
 ) -> None:
     params = {"scale": scale, "runs": {}, "released": [], scale: {"e": {"data": {}}}}
+    params["experiments"] = {"e": {}}
     whole = made_page({"e": made_section(experiment, "t")}, {}, params)
     for text in (
         "These are results of the quick scale.",
@@ -135,13 +137,31 @@ def test_a_banner_says_that_results_are_not_of_the_paper_scale(
         assert (text in whole) == (scale == "quick"), text
 
 
+def changed(**changes: Any) -> bytes:
+    """A file with one record, in which some fields are changed."""
+    return json.dumps({"train@a": record(cmd="true", **changes)}).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<<<<<<< HEAD\n{}", "not valid JSON: Expecting value: line 1 column 1 (char 0)"),
-        (b'{"a": "\xff"}', "not valid JSON: 'utf-8' codec can't decode byte 0xff in position 7"),
-        (b"[]", "found a list; allowed: an object of stages"),
-        (b'{"train@a": 3}', "train@a: found 3; allowed: an object"),
+        (b"<<<<<<< HEAD\n{}", "line 1: found the conflict marker '<<<<<<< HEAD' of a git merge"),
+        (b'{"a": "\xff"}', "not text in UTF-8: 'utf-8' codec can't decode byte 0xff in position 7"),
+        (b'{"a": {}', "not valid JSON: Expecting ',' delimiter: line 1 column 9 (char 8)"),
+        (b'{"a": 1, "a": 1}', "not valid JSON: the key 'a' is there twice"),
+        (b"[]", "found []; allowed: an object of stages"),
+        (b'{"train@a": 3}', "train@a: found 3; "),
+        (b'{"train@a": {}}', "train@a.cmd: missing key (and 11 more)"),
+        (
+            changed(deps=[{"path": "../../etc/passwd", "md5": "0" * 32}]),
+            "train@a.deps.0.path: found",
+        ),
+        (changed(deps=[{"path": "/etc/passwd", "md5": "0" * 32}]), "train@a.deps.0.path: found"),
+        (changed(outs=[{"path": "a", "md5": 3}]), "train@a.outs.0.md5: found 3; "),
+        (changed(params={"params.yaml": []}), "train@a.params.params.yaml: found []; "),
+        (changed(processor_seconds="1"), 'train@a.processor_seconds: found "1"; '),
+        (changed(gpus=None), "train@a.gpus: found null; "),
+        (changed(new=1), "train@a.new: unknown key; "),
     ],
 )
 def test_invalid_records(tmp_path: Path, content: bytes, message: str) -> None:
@@ -158,8 +178,9 @@ def test_the_stage_reports_invalid_records_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "reports/stages.json").write_text("[]")
     command = [sys.executable, str(ROOT / "stages/report.py")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    message = "error: reports/stages.json: found a list; allowed: an object of stages\n"
-    assert (done.returncode, done.stderr) == (2, message)
+    message = "error: reports/stages.json: found []; allowed: an object of stages; `git checkout`"
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(message)
 
 
 def test_figures_keep_their_order_and_share_the_template(experiment: Path) -> None:
