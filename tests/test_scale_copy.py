@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dvc.config import Config
 from dvc.repo import Repo
 from project import ROOT, Project
 from ruamel.yaml import YAML
@@ -286,8 +287,132 @@ def test_settings_of_dvc_that_a_person_gave_there_stay(root: Path) -> None:
     assert (tree / ".dvc/config.local").read_text() == before
     moved = root.rename(root.with_name("moved"))
     scale_copy(moved, "quick")
-    assert cache_folder(moved / "quick") == moved / ".dvc/cache"
+    assert cache_of(moved / "quick") == moved / ".dvc/cache"
     assert "/mnt/store" in (moved / "quick/.dvc/config.local").read_text()
+
+
+# --- places ---
+
+
+def cache_of(tree: Path) -> Path:
+    return cache_folder(tree).resolve()
+
+
+def settings_of_dvc(tree: Path) -> str:
+    files = [tree / ".dvc" / name for name in ("config", "config.local")]
+    return "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "mødel 研究 ünd",
+            "100% of it",
+            "it's",
+            'a "quote"',
+            "#1",
+            "$HOME",
+            "-lead",
+            "~",
+            "a=b,c",
+        ),
+        *("back\\slash", "C:d", "trail ", "l" * 200, "[x]", "e\u0301", "\u202eleft"),
+    ],
+)
+def test_a_project_may_have_any_name(root: Path, name: str) -> None:
+    """DVC can write ASCII only into its settings, so no path of the machine may stand there."""
+    place = root.rename(root.with_name(name))
+    tree = scale_copy(place, "quick")
+    assert cache_of(tree) == place / ".dvc/cache"
+    assert "dir = ../../.dvc/cache\n" in settings_of_dvc(tree)
+    assert str(root.parent) not in settings_of_dvc(tree)
+    before = contents(tree)
+    assert scale_copy(place, "quick") == tree
+    assert contents(tree) == before
+
+
+@pytest.mark.parametrize("level", ["--local", "--project"])
+@pytest.mark.parametrize("cache", ["outside", "in the project", "absolute", "a link"])
+def test_a_cache_that_a_person_chose_is_used(root: Path, level: str, cache: str) -> None:
+    target = root / "own" if cache == "in the project" else root.parent / "store"
+    target.mkdir()
+    given = str(target) if cache == "absolute" else os.path.relpath(target, root)
+    if cache == "a link":
+        given = "link"
+        (root / given).symlink_to(target)
+    subprocess.run(["dvc", "cache", "dir", level, given], cwd=root, check=True, capture_output=True)
+    tree = scale_copy(root, "quick")
+    assert cache_of(tree) == target
+    before = settings_of_dvc(tree)
+    scale_copy(root, "quick")
+    assert settings_of_dvc(tree) == before
+    # An absolute path that a person gave to the project is copied as it is. We write none.
+    shared = cache == "absolute" and level == "--project"
+    assert (str(root.parent) in before) == shared
+
+
+def test_a_cache_that_dvc_cannot_write_down_is_one_line(root: Path) -> None:
+    store = root.parent / "størage"
+    (root / ".dvc/config.local").write_text(f"[cache]\n    dir = {store}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"cache\.dir: found \S*størage; DVC can write ASCII only"):
+        scale_copy(root, "quick")
+
+
+def test_a_copy_on_another_disk_uses_the_same_cache(root: Path) -> None:
+    """Where the copy's folder is a link, DVC takes `..` from where the link leads."""
+    elsewhere = root.parent / "disk/deep/quick"
+    (elsewhere / ".dvc").mkdir(parents=True)
+    (root / "quick").symlink_to(elsewhere)
+    scale_copy(root, "quick")
+    assert cache_of(elsewhere) == root / ".dvc/cache"
+
+
+def test_an_absolute_path_of_an_earlier_version_is_replaced(root: Path) -> None:
+    tree = scale_copy(root, "quick")
+    file = tree / ".dvc/config.local"
+    file.write_text(file.read_text().replace("../../.dvc/cache", str(root / ".dvc/cache")))
+    assert str(root) in settings_of_dvc(tree)
+    scale_copy(root, "quick")
+    assert str(root) not in settings_of_dvc(tree)
+    assert cache_of(tree) == root / ".dvc/cache"
+
+
+def test_a_remote_with_a_relative_path_is_the_same_in_the_copy(root: Path) -> None:
+    places = {"beside": "../store", "inside": "own", "far": "/mnt/store", "cloud": "s3://a/b"}
+    for name, url in places.items():
+        command = ["dvc", "remote", "add", name, url]
+        subprocess.run(command, cwd=root, check=True, capture_output=True)
+    tree = scale_copy(root, "quick")
+
+    def urls(folder: Path) -> dict[str, str]:
+        remotes = Config(str(folder / ".dvc"))["remote"].items()
+        return {name: remote["url"] for name, remote in remotes}
+
+    assert urls(tree) == urls(root)
+    assert urls(tree)["beside"] == str(root.parent / "store")
+
+
+def test_a_folder_without_git_is_copied_by_its_gitignore(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a ZIP of the project: nothing there is in git, and .gitignore says what would be."""
+    expected = contents(scale_copy(root, "quick"))
+    shutil.rmtree(root / "quick")
+    shutil.rmtree(root / ".git")
+    (root / "code/__pycache__").mkdir()
+    (root / "code/__pycache__/x.pyc").write_text("x")
+    (root / "code/.gitignore").write_text("__pycache__/\n")
+    tree = scale_copy(root, "quick")
+    new = contents(tree)
+    assert new.pop("code/.gitignore") == "__pycache__/\n"
+    unlike = (".dvc/copied.json",)
+    assert {n: t for n, t in new.items() if n not in unlike} == {
+        n: t for n, t in expected.items() if n not in unlike
+    }
+    assert cache_of(tree) == root / ".dvc/cache"
+    assert capsys.readouterr().err == ""
+    assert not (root / ".git").exists()
 
 
 def test_a_third_scale_is_not_copied(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -354,6 +354,8 @@ def _in_project(needs_git: bool = False) -> Iterator[Path]:
         here, root = Path.cwd(), paths.find_root()
         if root not in (here, *here.parents):  # it is the project that this code comes from
             print(f"note: there is no project around {here}; this is {root}", file=sys.stderr)
+        environment.check_bars()
+        environment.mend_home()
         if needs_git:
             environment.check_git(root)
         os.chdir(root)

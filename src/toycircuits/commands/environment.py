@@ -1,5 +1,7 @@
 """What in a command's environment lets nothing run: it is named before anything does."""
 
+import getpass
+import importlib
 import os
 import re
 from pathlib import Path
@@ -82,3 +84,30 @@ def check_git(root: Path) -> None:
         text = "this folder is not a git repository, and only `toycircuits repro --scale` and what "
         text += "reads results work without one; `git init && git add --all && git commit -m start`"
         raise InputError(f"{root}: {text} makes it one")
+
+
+def check_bars() -> None:
+    """Check the variables of tqdm, the library of progress bars: DVC and trainings import it.
+
+    Raises:
+        InputError: it does not start with them.
+    """
+    if names := sorted(name for name in os.environ if name.startswith("TQDM_")):
+        try:
+            importlib.import_module("tqdm")
+        except ValueError as error:
+            found = ", ".join(f"{name}={os.environ[name]!r}" for name in names)
+            raise InputError(f"found {found}: tqdm does not start: {error}") from None
+
+
+def mend_home() -> None:
+    """Remove HOME if it is not a folder. Without it, programs ask the system for the home folder.
+
+    DVC fails if HOME is a file, and where nobody has set a user's name, it fails without HOME.
+    """
+    if not os.path.isdir(os.environ.get("HOME", "")):  # noqa: PTH112 (an error is an answer)
+        os.environ.pop("HOME", None)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a container with a number for a user
+        os.environ["USER"] = str(os.getuid())

@@ -224,8 +224,9 @@ def _one_deeper(config: str) -> str:
 def _warn_if_git_sees(copy: Path) -> None:
     if not has_git(copy.parent):
         return
-    code, _ = git(copy.parent, "check-ignore", "--quiet", f"{copy.name}/", codes=(0, 1))
+    name = copy.name if copy.is_symlink() else f"{copy.name}/"  # a link is no folder for git
+    code, _ = git(copy.parent, "check-ignore", "--quiet", name, codes=(0, 1))
     if code == 1:
-        line = f"/{copy.name}/"
+        line = f"/{name}"
         text = f"note: git does not ignore {line}; add it to .gitignore and .dvcignore"
         print(text, file=sys.stderr)
