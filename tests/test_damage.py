@@ -92,7 +92,7 @@ def test_a_stage_names_bad_input_and_ends_with_exit_code_2(project: Project, nam
         (damage_foreign, "no metadata of toycircuits"),
         (damage_shape, "found (511, 5); expected"),
         (damage_settings, "made with other settings of `data`"),
-        (Path.unlink, "not a readable safetensors file"),
+        (Path.unlink, f"no such file; `toycircuits repro --force generate@{RUN}` makes it again"),
     ],
 )
 @pytest.mark.parametrize("name", ["train", "measure", "ablate"])
@@ -127,13 +127,26 @@ def rewrite_weights(project: Project, change: Callable[[Metadata], Any]) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta: meta["model"].update(n_layers=3), "Missing key(s) in state_dict"),
-        (lambda meta: meta["model"].update(d_model=8, d_head=8), "W_V: this model freezes it"),
+        (lambda meta: meta["model"].update(n_layers=3), "blocks.2.attn.W_Q: missing; the settings"),
+        (lambda meta: meta["model"].update(n_layers=1), "Unexpected key(s) in state_dict"),
+        (
+            lambda meta: meta["model"].update(d_model=60_000, d_head=60_000),
+            "W_E: found torch.float32",
+        ),
+        (lambda meta: meta["model"].update(freeze_W_O=True), "W_O: this model freezes it"),
         (lambda meta: meta["model"].update(depth=3), "model.depth: unknown key"),
-        (lambda meta: meta.pop("model"), "model: found null"),
-        (lambda meta: meta.pop("data"), "data: found null"),
-        (lambda meta: meta.pop("slice"), "slice: found 'None'; "),
+        (lambda meta: meta.pop("model"), "model: missing key"),
+        (lambda meta: meta.pop("data"), "data: missing key"),
+        (lambda meta: meta.pop("slice"), "slice: missing key"),
         (lambda meta: meta.update(slice="../../x"), "slice: found '../../x'; "),
+        (lambda meta: meta.update(slice="os"), "slice: found 'os'; there is no such folder"),
+        (lambda meta: meta.update(experiment="../../etc"), "experiment: found '../../etc'; "),
+        (lambda meta: meta.update(run="another"), "run: found 'another'; expected 'list_copy_10'"),
+        (lambda meta: meta.update(weight_seed="0"), 'weight_seed: found "0"; '),
+        (lambda meta: meta.update(weight_seed=1), "name of the model: found 'seed0'; "),
+        (lambda meta: meta.update(version=2), "version: unknown key"),
+        (lambda meta: meta["train"].update(lr="fast"), 'train.lr: found "fast"; '),
+        (lambda meta: meta["data"].update(seed=0.5), "data.seed: found 0.5; "),
     ],
 )
 @pytest.mark.parametrize(
@@ -159,17 +172,53 @@ def test_weights_of_another_architecture_are_named(
     assert place in err
 
 
-def drop_column(path: Path) -> None:
-    pd.read_csv(path).drop(columns="accuracy").to_csv(path, index=False)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int32, torch.bool])
+def test_weights_of_another_type_are_named(
+    project: Project, stage: Stage, dtype: torch.dtype
+) -> None:
+    """PyTorch would convert them without a word."""
+    tensors, metadata = read_tensors(project.folder / WEIGHTS)
+    tensors["seed0/embed.W_E"] = tensors["seed0/embed.W_E"].to(dtype)
+    write_tensors(project.folder / WEIGHTS, tensors, metadata)
+    code, err = stage("ablate", RUN)
+    assert code == 2
+    assert f"{WEIGHTS}/seed0: embed.W_E: found {dtype} (" in one_line(err)
+
+
+def drop_column(name: str) -> Callable[[Path], None]:
+    def drop(path: Path) -> None:
+        pd.read_csv(path).drop(columns=name).to_csv(path, index=False)
+
+    return drop
+
+
+def replace_text(old: str, new: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(path.read_text().replace(old, new, 1)) and None
 
 
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        ("training.csv", drop_column, "a table or column is missing: "),
+        ("training.csv", drop_column("accuracy"), "a table or column is missing: "),
+        ("training.csv", drop_column("seed"), "training.csv: column seed: missing; `git checkout`"),
         ("training.csv", Path.unlink, "a table or column is missing: 'training'"),
-        ("training.csv", lambda path: path.write_text(""), "No columns to parse from file"),
-        ("measure/metrics.csv", lambda path: path.write_text(""), "No columns to parse from file"),
+        (
+            "training.csv",
+            lambda path: path.write_text(""),
+            "training.csv: line 1: found ''; allowed",
+        ),
+        ("training.csv", replace_text(",0,", ",none,"), "training.csv: column seed: found "),
+        (
+            "training.csv",
+            replace_text("\n", "\n<<<<<<< HEAD\n"),
+            "line 2: found the conflict marker",
+        ),
+        (
+            "measure/metrics.csv",
+            lambda path: path.write_text(""),
+            "metrics.csv: line 1: found ''; ",
+        ),
+        ("measure/metrics.csv", replace_text(",loss,", ",loss,x,"), "line 2: found 5 cells; the"),
     ],
 )
 def test_damaged_tables_are_named(
@@ -177,7 +226,7 @@ def test_damaged_tables_are_named(
 ) -> None:
     figures = project.results(f"reports/{RUN}/figures")
     damage(project.folder / f"reports/{RUN}/tables/{RUN}/{file}")
-    code, err = stage("render", RUN, "list_copy")
+    code, err = stage("render", RUN)
     assert code == 2
     assert message in one_line(err)
     assert project.results(f"reports/{RUN}/figures") == figures
@@ -195,7 +244,7 @@ def small_files() -> None:
 def test_what_cannot_be_written_is_named_and_nothing_half_written_stays(project: Project) -> None:
     before = project.results("artifacts/data")
     code, _, err = project.run(
-        *("python", "stages/generate.py", RUN, "list_copy"),
+        *("python", "stages/generate.py", RUN),
         env=project.stage_environment,
         preexec_fn=small_files,
     )
@@ -204,24 +253,13 @@ def test_what_cannot_be_written_is_named_and_nothing_half_written_stays(project:
     assert project.results("artifacts/data") == before
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = ("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
-    if os.geteuid() != 0 or subprocess.run(mounted, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system needs root and the right to mount")
-    yield folder
-    subprocess.run(("umount", str(folder)), check=True)
-
-
 def test_a_disk_that_is_full_while_training_loses_nothing(
-    project: Project, stage: Stage, tiny_disk: Path
+    project: Project, stage: Stage, tmp_path: Path, small_disk: Callable[[Path, str], None]
 ) -> None:
+    small_disk(tmp_path / "disk", "size=256k")
     before = project.results(TRAJECTORIES)
     shutil.rmtree(project.folder / ".resume")
-    (project.folder / ".resume").symlink_to(tiny_disk)
+    (project.folder / ".resume").symlink_to(tmp_path / "disk")
     change_training(project, checkpoint_every=1)
     code, err = stage("train", RUN)
     assert code == 1
@@ -264,7 +302,7 @@ def test_a_browser_that_dies_loses_no_number(
     for folder in ("artifacts/figures", f"reports/{RUN}/figures", f"reports/{RUN}/summary"):
         shutil.rmtree(project.folder / folder)
     monkeypatch.setenv("BROWSER_PATH", str(browser))
-    code, err = stage("render", RUN, "list_copy")
+    code, err = stage("render", RUN)
     assert code == 0
     assert "tables and interactive figures are safe" in err
     assert project.results(f"artifacts/figures/{RUN}", f"reports/{RUN}/summary") == numbers
