@@ -5,6 +5,7 @@ And a small finished project that tests share, because reproducing one takes hal
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,23 @@ def restored_torch() -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
     torch.use_deterministic_algorithms(strict)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path, str], None]]:
+    """A function that mounts a small file system: its folder, and the options that limit it."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, limit: str) -> None:
+        folder.mkdir(exist_ok=True)
+        command = ("mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(folder))
+        if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a file system needs root and the right to mount")
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(("umount", "--lazy", str(folder)), check=True)
 
 
 @pytest.fixture(scope="session")

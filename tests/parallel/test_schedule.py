@@ -245,18 +245,6 @@ def test_killed_again_and_again_dvc_lock_stays_whole(tmp_path: Path) -> None:
     assert "Running stage" not in graph.dvc("repro")
 
 
-def test_an_input_edited_meanwhile_is_not_taken_for_what_was_used(tmp_path: Path) -> None:
-    graph = chain(tmp_path / "graph", x="cat source > x; touch on; sleep 2")
-    process = graph.start(targets=["x"])
-    until(lambda: (graph.folder / "on").exists())
-    (graph.folder / "source").write_text("edited\n")
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert (graph.folder / "x").read_text() == "0\n"
-    assert of(graph.run(targets=["x"]), "done") == {"x"}
-    assert (graph.folder / "x").read_text() == "edited\n"
-
-
 def test_a_second_try_is_entered_with_what_it_read(tmp_path: Path) -> None:
     command = "test -e on && cat source > x || { touch on; sleep 2; kill -9 $$; }"
     graph = chain(tmp_path / "graph", x=command)
