@@ -25,7 +25,7 @@ def main() -> None:
         records = read_records(paths.RECORDS)
         template = TEMPLATE.to_plotly_json()
         html = page_html(sections, titles, counts, records, params, get_plotlyjs(), template)
-        paths.PAGE.write_text(html)
+        paths.PAGE.write_text(html, encoding="utf-8")
 
 
 if __name__ == "__main__":

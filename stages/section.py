@@ -39,7 +39,7 @@ def main(experiment: Name) -> None:
         )
         target = paths.section(experiment)
         target.mkdir(parents=True, exist_ok=True)
-        (target / "section.html").write_text(html)
+        (target / "section.html").write_text(html, encoding="utf-8")
         summary = {"title": card.title, "counts": counts}
         (target / "summary.json").write_text(json.dumps(summary) + "\n")
 

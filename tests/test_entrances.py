@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import toycircuits
 from toycircuits import cli
+from toycircuits.core.config import InputError
 
 SOURCE = {"PYTHONPATH": str(ROOT / "src")}
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands
@@ -135,3 +136,22 @@ def test_without_git_one_line_says_what_works_and_what_to_do(tmp_path: Path) -> 
         text = refused(name, folder=tmp_path)
         assert text.startswith(f"error: {tmp_path}: this folder is not a git repository, ")
         assert "`git init && git add --all && git commit -m start`" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"name": ""}, "run: found ''; allowed: "),
+        ({"name": "."}, "run: found '.'; allowed: "),
+        ({"rev": ""}, "rev: found ''; allowed: "),
+        ({"rev": " "}, "rev: found ' '; allowed: "),
+        ({"rev": "\0"}, r"rev: found '\\x00'; allowed: "),
+        ({"rev": "."}, "rev: found '.'; allowed: "),
+        ({"rev": "--all"}, "rev: found '--all'; allowed: "),
+        ({"model": ""}, "has no model ''; it has: "),
+        ({"root": ""}, "root: found ''; allowed: "),
+    ],
+)
+def test_load_run_takes_nothing_empty_for_a_default(arguments: dict[str, str], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        toycircuits.load_run(**({"name": "list_copy_10"} | arguments))

@@ -9,13 +9,14 @@ import pytest
 import torch
 from project import ROOT, environment_of
 
+from dvc_parallel.engines import THREADS
 from toycircuits.commands import environment
 from toycircuits.core.config import InputError
 
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TOYCIRCUITS_DEVICE", *environment.THREADS):
+    for name in ("TOYCIRCUITS_DEVICE", *THREADS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -31,7 +32,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         *[
             (name, value, "a number of threads, from 1")
             for name, value in zip(
-                [*environment.THREADS, *environment.THREADS],
+                [*THREADS, *THREADS],
                 ["abc", "0", "", "-1", "1.5", "2,x", "all", " "],
                 strict=True,
             )

@@ -25,7 +25,9 @@ RUN = "list_copy_10"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy at the scale `paper`, in which nothing has run; `quick` has run in its folder."""
-    project = Project(tmp_path_factory.mktemp("scales") / "project", [RUN], scm=True)
+    # The name has what DVC cannot write into its settings, and what a shell takes for its own.
+    folder = tmp_path_factory.mktemp("scales") / "it's mødel 研究, $HOME & 100%"
+    project = Project(folder, [RUN], scm=True)
     params = project.read_params()
     project.write_params(params | {"scale": "paper", "paper": params["quick"]})
     assert len(reproduced(project)) > 4

@@ -77,6 +77,8 @@ def load_run(
     >>> cache["blocks.0.attn.hook_pattern"].shape
     torch.Size([1, 1, 5, 5])
     """
+    if root == "":
+        raise InputError("root: found ''; allowed: the project folder, or None")
     folder = paths.find_root(root)
     with tempfile.TemporaryDirectory() as scratch:
         files = Files(folder, rev, Path(scratch))

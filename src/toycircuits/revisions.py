@@ -1,17 +1,19 @@
 """Files of the project as of any revision, also those that only DVC's cache or remote has."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from toycircuits.core.config import InputError, read_text
 from toycircuits.core.paths import exists
+from toycircuits.core.plain_yaml import parse_yaml
 from toycircuits.git import git
 
-# DVC parses these, and says of a conflict in them only that they are corrupted.
+# DVC parses these, and says of whatever is wrong with them only that they are corrupted.
 CONFIG = (".dvc/config", ".dvc/config.local")
 READ_BY_DVC = ("params.yaml", "dvc.yaml", "dvc.lock", *CONFIG)
 
@@ -23,11 +25,28 @@ def check_files_of_dvc(root: Path, names: Sequence[str] = READ_BY_DVC) -> None:
         names: the files that DVC will read.
 
     Raises:
-        InputError: one of them is not text, or has conflict markers of a git merge.
+        InputError: one of them is not text, has conflict markers of a git merge, or has aliases
+            that would keep DVC busy for ever.
     """
     for name in names:
         if os.path.lexists(root / name):
-            read_text(root / name)
+            text = read_text(root / name)
+            if name.endswith((".yaml", ".lock")) and re.search(r"[:\[,-]\s*&\w", text):
+                try:
+                    parse_yaml(text, aliases=True)
+                except ValueError as error:
+                    raise InputError(f"{root / name}: {error}") from None
+
+
+def remedy_of_dvc(reason: str) -> str:
+    """What to do when DVC refuses dvc.lock, for the end of a message; empty if it does not.
+
+    Args:
+        reason: what DVC says.
+    """
+    if not re.search(r"dvc\.lock.* (validation failed|structure is corrupted)", reason):
+        return ""
+    return "; `git checkout dvc.lock` restores what git has, then `toycircuits repro`"
 
 
 class Files:
@@ -114,9 +133,12 @@ def _check_revision(root: Path, rev: str) -> None:
     """Raise an `InputError` if `rev` is no revision, or if git cannot tell."""
     from dvc.scm import SCM, RevError, resolve_rev
 
+    if not rev.strip() or "\0" in rev:  # git would take it for another one
+        raise InputError(f"rev: found {rev!r}; allowed: a git revision or a `dvc exp` name")
     _, answer = git(root, "rev-parse", "--is-shallow-repository")
     try:
-        resolve_rev(SCM(str(root)), rev)
+        with closing(SCM(str(root))) as scm:
+            resolve_rev(scm, rev)
     except RevError:
         allowed = "allowed: a git revision or the name of a `dvc exp` experiment"
         hint = "; this clone lacks old revisions, and `git fetch --unshallow` brings them"

@@ -193,14 +193,14 @@ def _jobs(
 
 def in_points(svg: Path) -> None:
     """Write the size of Kaleido's SVG in points, because programs differ on what a pixel is."""
-    text = svg.read_text()
+    text = svg.read_text(encoding="utf-8")
     head, tag, rest = text.partition(">")
     points = re.sub(
         r'\b(width|height)="([\d.]+)"',
         lambda match: f'{match[1]}="{float(match[2]) * 72 / 96:.2f}pt"',
         head,
     )
-    svg.write_text(points + tag + rest)
+    svg.write_text(points + tag + rest, encoding="utf-8")
 
 
 def _is_heading(note: go.layout.Annotation) -> bool:

@@ -55,9 +55,11 @@ def _code_folder(name: str) -> Path:
 def _new_files(name: str) -> dict[Path, str]:
     """Path relative to the project -> text, of every new file."""
     modules = sorted(TEMPLATE.rglob("*.py"))
-    files = {_code_folder(name) / path.relative_to(TEMPLATE): path.read_text() for path in modules}
-    files[claims_file(name)] = (TEMPLATE / "claims.yaml").read_text()
-    test = (TEMPLATE / "test_slice.py.txt").read_text()
+    files = {
+        _code_folder(name) / path.relative_to(TEMPLATE): path.read_text("utf-8") for path in modules
+    }
+    files[claims_file(name)] = (TEMPLATE / "claims.yaml").read_text("utf-8")
+    test = (TEMPLATE / "test_slice.py.txt").read_text("utf-8")
     files[Path(f"tests/experiments/test_{name}.py")] = test.replace("{name}", name)
     return files
 
@@ -65,7 +67,7 @@ def _new_files(name: str) -> dict[Path, str]:
 def _new_entries(name: str, all_scales: list[str]) -> dict[str, str]:
     """Top-level key of params.yaml -> YAML of the new entry under it."""
     run = f"experiment: {name}\nslice: {name}\nfinal: {weights_file(name)}\n"
-    settings = (TEMPLATE / "settings.yaml").read_text()
+    settings = (TEMPLATE / "settings.yaml").read_text("utf-8")
     return {
         "experiments": f"{name}:\n  slice: {name}\n",
         "runs": f"{name}:\n{textwrap.indent(run, '  ')}",

@@ -43,7 +43,7 @@ def write_figures(
     known_as, to_draw = {}, []
     for order, (name, figure) in enumerate(figures.items()):
         text = figure.update_layout(meta={"order": order}).to_json()
-        (json_folder / f"{name}.json").write_text(text)
+        (json_folder / f"{name}.json").write_text(text, encoding="utf-8")
         picture = png_folder / f"{name}.png"
         known_as[picture] = known / f"{_digest(text, *drawing_with)}.png"
         if _is_whole(known_as[picture]):
@@ -61,7 +61,7 @@ def write_figures(
             if not _is_whole(picture):
                 picture.unlink(missing_ok=True)  # Kaleido creates an empty file first
         note = f"pictures not drawn: {reason}"
-        (png_folder / "NOT_DRAWN.txt").write_text(note + "\n")
+        (png_folder / "NOT_DRAWN.txt").write_text(note + "\n", encoding="utf-8")
         hint = "install Chrome or Chromium, then `dvc repro --force` this stage"
         print(f"warning: {note}; {hint}; tables and interactive figures are safe", file=sys.stderr)
         return
@@ -181,7 +181,7 @@ def _versions() -> list[str]:
         version = ""
     libraries = [f"{name} {metadata.version(name)}" for name in ("kaleido", "plotly")]
     built = [str(state.st_size), str(state.st_mtime_ns)] if state else []
-    return [Path(__file__).read_text(), *libraries, browser, version, *built]
+    return [Path(__file__).read_text("utf-8"), *libraries, browser, version, *built]
 
 
 def _digest(*parts: str) -> str:

@@ -50,8 +50,8 @@ def page_html(
             marks=MARKS,
             sums={outcome: sum(count[outcome] for count in counts.values()) for outcome in MARKS},
             totals=totals(everything),
-            style=Markup((folder / "page.css").read_text()),
-            script=Markup((folder / "page.js").read_text()),
+            style=Markup((folder / "page.css").read_text("utf-8")),
+            script=Markup((folder / "page.js").read_text("utf-8")),
             plotly=Markup(plotly.replace("</script", "<\\/script")),
             template=Markup(script_json(template)),
         )
