@@ -188,3 +188,18 @@ def test_other_lines_are_not_taken_for_conflicts(tmp_path: Path, line: str) -> N
 def test_the_docs_say_what_to_do_about_a_conflict() -> None:
     """The message about a conflict names this section."""
     assert "merge conflict" in (ROOT / "docs/faq.md").read_text()
+
+
+BOMB = "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml", "params.yaml"])
+def test_aliases_that_would_keep_dvc_busy_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(f"a: &a [1, 2]\n{BOMB}")
+    with pytest.raises(InputError, match=f"{tmp_path / name}: line .*found too many values"):
+        check_files_of_dvc(tmp_path)
+    (tmp_path / name).write_text("a: &a [1, 2]\nb: *a\n")  # DVC allows a few in dvc.yaml
+    check_files_of_dvc(tmp_path)

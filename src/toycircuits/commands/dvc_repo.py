@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from toycircuits.core.config import InputError
-from toycircuits.revisions import check_files_of_dvc
+from toycircuits.git import has_git
+from toycircuits.revisions import check_files_of_dvc, remedy_of_dvc
 
 
 @contextmanager
@@ -15,16 +16,19 @@ def open_repo(root: Path) -> Iterator[Any]:
 
     Raises:
         InputError: DVC finds no repository there, or refuses its settings or dvc.yaml.
+        OSError: the repository of git cannot be read.
     """
     from dvc.exceptions import DvcException  # here, because DVC loads slowly
     from dvc.repo import Repo
 
     check_files_of_dvc(root)
+    has_git(root)  # for its error: DVC takes a repository that it cannot read for none
     try:
         with Repo(str(root)) as repo:
             yield repo
     except DvcException as error:
-        raise InputError(f"{root}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{root}: {reason}{remedy_of_dvc(reason)}") from None
 
 
 def cache_folder(root: Path) -> Path:

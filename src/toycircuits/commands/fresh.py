@@ -19,7 +19,7 @@ from toycircuits.commands.structure import read_project
 from toycircuits.core import paths
 from toycircuits.core.config import InputError, read_params
 from toycircuits.git import files_in_git
-from toycircuits.revisions import check_files_of_dvc
+from toycircuits.revisions import check_files_of_dvc, remedy_of_dvc
 
 # No stage reads these, and yet results depend on them.
 NEEDED = ("dvc.yaml", "dvc.lock", "params.yaml", ".dvc/config", ".dvcignore")
@@ -107,7 +107,8 @@ def _project(root: Path) -> Iterator[Bookkeeping]:
     except Error as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without DVC's colours
         reason = " ".join(plain.split())[:300]
-        raise InputError(f"{root}: DVC cannot tell what is up to date: {reason}") from None
+        text = f"DVC cannot tell what is up to date: {reason}{remedy_of_dvc(reason)}"
+        raise InputError(f"{root}: {text}") from None
 
 
 def _stale_stages(book: Bookkeeping) -> Iterator[tuple[str, str]]:

@@ -36,7 +36,7 @@ from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
 from toycircuits.core.paths import LOGS, PAGE, RECORDS, REPORTS, RESUME
 from toycircuits.report.provenance import duration, read_records
-from toycircuits.revisions import check_files_of_dvc
+from toycircuits.revisions import check_files_of_dvc, remedy_of_dvc
 
 CODE = ("dvc.yaml", "src", "stages")  # a record also has the params, so they are not here
 # What stages import. None of it may start threads or look at a device. The code of this project is
@@ -165,7 +165,8 @@ def _plan(
             hint += f" or an experiment: {listed}"
         return book, book.plan(stages, options.single_item, options.downstream)
     except Error as error:
-        raise InputError(" ".join(str(error).split()) + hint) from None
+        reason = " ".join(str(error).split())
+        raise InputError(reason + (remedy_of_dvc(reason) or hint)) from None
 
 
 def _stages_of(target: str, names: Container[str], params: Mapping[str, Any]) -> list[str]:
