@@ -9,9 +9,10 @@ those of dvc.lock. `dvc repro --allow-missing` has the same idea. Three points d
 - A folder that joins the outputs of several stages is compared with these outputs.
 """
 
-import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from dvc.fs import localfs
@@ -79,6 +80,9 @@ def _in_words(item: Output, is_made: bool) -> Iterator[str]:
     states = {"new": "is not in dvc.lock", "modified": "was modified", "deleted": "is missing"}
     if is_made:
         states["deleted"] = "is not the one that was read"
+    if not exists(item):
+        yield f"{_name(item)} {states['deleted']}"
+        return
     for how in item.workspace_status().values():
         if isinstance(how, dict):  # parameters
             yield from (f"{_name(item)}: {key} {states[state]}" for key, state in how.items())
@@ -96,18 +100,28 @@ def exists(item: Output) -> bool:
     """Whether the input or output `item` is in the workspace.
 
     Raises:
-        OSError: nobody can tell, or a folder in it cannot be read. DVC would say no, or leave the
-            folder out.
+        OSError: nobody can tell, or a part of it cannot be read. DVC would say no, leave a folder
+            out, or know the hash of a file from earlier.
     """
     if item.fs.protocol != "local":
         return bool(item.exists)
-    if not item.exists:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(item.fs_path)  # for all other errors, which are no answer
+    try:
+        Path(item.fs_path).stat()
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    for _, folders, _ in os.walk(item.fs_path, onerror=_refuse):
+    if not item.exists:  # .dvcignore names it
+        return False
+    _check_readable(item.fs_path)
+    for folder, folders, files in os.walk(item.fs_path, onerror=_refuse):
         folders[:] = set(folders) - NO_INPUTS
+        for name in files:
+            _check_readable(f"{folder}/{name}")
     return True
+
+
+def _check_readable(path: str) -> None:
+    if Path(path).exists() and not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def _refuse(error: OSError) -> None:

@@ -1,5 +1,6 @@
 """The only place that calls git. An error of git is never taken for an empty answer."""
 
+import errno
 import os
 import re
 import subprocess
@@ -27,6 +28,7 @@ def git(root: Path, *arguments: str, codes: Collection[int] = (0,)) -> tuple[int
         hint = "; install git" if isinstance(error, FileNotFoundError) and root.is_dir() else ""
         raise InputError(f"{root}: git cannot be started: {error.strerror}{hint}") from None
     if done.returncode not in codes:
+        has_git(root)  # for its error
         raise InputError(f"{root}: {_reason(os.fsdecode(done.stderr))}")
     return done.returncode, os.fsdecode(done.stdout)
 
@@ -37,7 +39,11 @@ def has_git(root: Path) -> bool:
     Raises:
         OSError: nobody can tell.
     """
-    return any(exists(folder / ".git") for folder in (root, *root.absolute().parents))
+    places = [folder / ".git" for folder in (root, *root.absolute().parents)]
+    place = next(filter(exists, places), None)
+    if place and not os.access(place, os.R_OK):  # git and DVC would say that it is no repository
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    return place is not None
 
 
 def _reason(words: str) -> str:

@@ -102,7 +102,8 @@ def grid_cells(models: pd.DataFrame, grid: GridSettings) -> pd.DataFrame:
     accuracy = [grid.published_accuracy.get(run, NOT_PUBLISHED)[i] for run, i in places]
     steps = [grid.published_steps.get(run, NO_STEPS)[i] for run, i in places]
     table["published_accuracy"] = accuracy
-    table[["published_step_from", "published_step_to"]] = np.array(steps, dtype=float).reshape(-1, 2)
+    ends = np.array(steps, dtype=float).reshape(-1, 2)
+    table[["published_step_from", "published_step_to"]] = ends
     return table
 
 
