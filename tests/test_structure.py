@@ -28,11 +28,13 @@ EXPERIMENT = "list_copy_10"
 
 
 def only(experiment: str = EXPERIMENT) -> dict[str, Any]:
-    """The project's params with one experiment and one run, which is released."""
-    params = copy.deepcopy(PARAMS) | {"scale": "quick", "released": [experiment]}
-    for key in ("experiments", "runs", "quick", "paper"):
+    """The project's params with one experiment and its first run, which is released."""
+    params = copy.deepcopy(PARAMS) | {"scale": "quick"}
+    for key in ("experiments", "quick", "paper"):
         params[key] = {experiment: params[key][experiment]}
-    return params
+    runs = params["runs"].items()
+    name, entry = next(pair for pair in runs if pair[1]["experiment"] == experiment)
+    return params | {"runs": {name: entry}, "released": [name]}
 
 
 def renamed(run: str, experiment: str, variant: str, scale: str) -> dict[str, Any]:
