@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project import ROOT, environment_of
@@ -152,6 +153,6 @@ def test_without_git_one_line_says_what_works_and_what_to_do(tmp_path: Path) -> 
         ({"root": ""}, "root: found ''; allowed: "),
     ],
 )
-def test_load_run_takes_nothing_empty_for_a_default(arguments: dict[str, str], text: str) -> None:
+def test_load_run_takes_nothing_empty_for_a_default(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         toycircuits.load_run(**({"name": "list_copy_10"} | arguments))

@@ -13,6 +13,7 @@ import locale
 import os
 import select
 import sys
+from typing import Any
 
 ENCODING = "TOYCIRCUITS_ENCODING"  # from a process to the one that replaces it: the terminal's
 # What to print where the terminal's encoding does not have a character.
@@ -31,7 +32,7 @@ class _Descriptor(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         """Write as much as can be written; what is lost counts as written."""
         try:
             while (count := super().write(data)) is None:
