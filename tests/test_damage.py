@@ -193,7 +193,10 @@ def drop_column(name: str) -> Callable[[Path], None]:
 
 
 def replace_text(old: str, new: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(path.read_text().replace(old, new, 1)) and None
+    def replace(path: Path) -> None:
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return replace
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Hypothesis changes what a stage wrote: it deletes a key, puts a value of another
 cuts a file short, adds a column.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def test_what_is_not_changed_is_read(root: Path) -> None:
     for name, text, read in FILES:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text if isinstance(text, str) else json.dumps(text))
-        assert refused_or_read(lambda read=read, name=name: read(root / name), root), name
+        assert refused_or_read(functools.partial(read, root / name), root), name
 
 
 @trials

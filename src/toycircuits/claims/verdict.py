@@ -16,8 +16,9 @@ import pandas as pd
 
 from toycircuits.claims.card import Card, Claim, shown
 from toycircuits.claims.lookup import NoRowError, as_numbers, mean_over_models, values
-from toycircuits.core.config import InputError, at_key, quoted, short
+from toycircuits.core.config import InputError, at_key, quoted
 from toycircuits.core.json_text import read_json
+from toycircuits.core.messages import short
 from toycircuits.core.paths import FLOAT_FORMAT, remedy
 from toycircuits.core.tables import csv_text, mean_interval, wilson
 
@@ -45,7 +46,7 @@ def read_verdicts(path: Path) -> pd.DataFrame:
     """
     text = csv_text(path)
     table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    if (columns := tuple(table)) != COLUMNS:
+    if (columns := tuple(map(str, table))) != COLUMNS:
         found = f"found the columns {quoted(','.join(columns))}; expected {','.join(COLUMNS)}"
         raise InputError(f"{path}: line 1: {found}{remedy(path)}")
     for name, pattern in PATTERNS.items():

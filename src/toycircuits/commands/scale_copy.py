@@ -154,9 +154,9 @@ def copied(copy: Path) -> dict[str, str]:
     path = copy / COPIED
     if not path.exists():
         return {}
-    match read_json(path, "; remove it"):
-        case {**names} if all(map(_is_copied, names.items())):
-            return names
+    names = read_json(path, "; remove it")
+    if isinstance(names, dict) and all(map(_is_copied, names.items())):
+        return names
     raise InputError(f"{path}: not a list of copied files; remove it")
 
 

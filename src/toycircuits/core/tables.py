@@ -133,8 +133,10 @@ def _check_columns(table: pd.DataFrame, path: Path) -> None:
             raise InputError(f"{path}: column {name}: missing{remedy(path)}")
     if required and table.empty:
         raise InputError(f"{path}: found a header without rows{remedy(path)}")
-    for name, column in table.items():
-        if name not in ("run", "variant") and (text := _what_is_odd(column, path.name)):
+    for label, column in table.items():
+        if (name := str(label)) not in ("run", "variant") and (
+            text := _what_is_odd(column, path.name)
+        ):
             raise InputError(f"{path}: column {name}: found {text}{remedy(path)}")
 
 

@@ -14,9 +14,9 @@ from toycircuits.core.config import (
     experiment_tree,
     find_run,
     quoted,
-    short,
 )
 from toycircuits.core.json_text import read_json
+from toycircuits.core.messages import short
 
 
 class _File(Settings):

@@ -13,8 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from pydantic import ConfigDict, Field
 
-from toycircuits.core.config import InputError, Settings, find_run, read_text, short
+from toycircuits.core.config import InputError, Settings, find_run, read_text
 from toycircuits.core.json_text import read_json
+from toycircuits.core.messages import short
 from toycircuits.core.paths import remedy
 from toycircuits.core.tables import csv_text
 
@@ -144,8 +145,9 @@ def _data_and_layout(figure: Any, path: Path) -> tuple[list[Any], dict[str, Any]
     Raises:
         InputError: it has others.
     """
-    match figure:
-        case {"data": [*traces], "layout": {**layout}} if all(isinstance(t, dict) for t in traces):
+    parts = (figure.get("data"), figure.get("layout")) if isinstance(figure, dict) else ()
+    match parts:
+        case list() as traces, dict() as layout if all(isinstance(t, dict) for t in traces):
             return traces, layout
     raise InputError(
         f"{path}: found {short(figure)}; allowed: a Plotly figure, with the objects `layout` and a "
