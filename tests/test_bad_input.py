@@ -233,8 +233,8 @@ def test_malformed_settings_are_named_in_one_line(
     [
         ("", "params.yaml: found None; allowed is a mapping"),
         ("- 1\n", "params.yaml: found [1]; allowed is a mapping"),
-        ("a: [1\n", "params.yaml: not valid YAML: "),
-        ("a: 1\na: 2\n", "params.yaml: not valid YAML: "),
+        ("a: [1\n", "params.yaml: line 2: not valid YAML: "),
+        ("a: 1\na: 2\n", "params.yaml: line 2: not valid YAML: "),
         ("a: 2001-02-30\n", "params.yaml: not valid YAML: "),
         ("1: 2\n", "params.yaml: found the key 1; allowed keys are printable text"),
         ("runs: {a: {? [1, 2] : 3}}\n", "params.yaml: runs: a: found the key "),

@@ -37,13 +37,22 @@ def listing(params: Mapping[str, Any], root: Path) -> Table:
         overall = experiment_state(experiment, states.values(), stale_stages)
         table.add_row(f"[bold]{experiment}", "", _colored(overall), _reproduced(experiment))
         for run in runs:
-            n_models = len(run.variants) * len(run.values("train")[0]["weight_seeds"])
+            n_models = len(run.variants) * _n_seeds(run)
             table.add_row(f"  {run.name}", str(n_models), _colored(states[run.name]), "")
     stale_page = PAGE_IS_STALE if "report" in stale_stages else ""
     notes = [note for note in (stale_page, NOT_HERE if absent(root) else "") if note]
     if notes:
         table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+def _n_seeds(run: Run) -> int:
+    """How many models of each variant are trained."""
+    values, key = run.values("train")
+    seeds = values.get("weight_seeds")
+    if not isinstance(seeds, list):
+        raise InputError(f"{key}.weight_seeds: found {quoted(seeds)}; allowed is a list of seeds")
+    return len(seeds)
 
 
 def run_state(run: Run, stale_stages: Collection[str]) -> str:

@@ -23,6 +23,7 @@ from toycircuits.core.config import (
 )
 from toycircuits.core.messages import quoted
 from toycircuits.core.paths import ARTIFACTS, CLAIMS, LOGS, REPORTS, trajectories, weights_file
+from toycircuits.core.plain_yaml import check_plain
 from toycircuits.core.slices import PACKAGE
 
 STAGES = (
@@ -55,6 +56,10 @@ def check_structure(params: Mapping[str, Any]) -> None:
     Raises:
         InputError: one line with the key and what is allowed there.
     """
+    try:
+        check_plain(params)
+    except ValueError as error:
+        raise InputError(f"params.yaml: {error}") from None
     for key in STRUCTURE:
         if key not in params:
             raise InputError(f"params.yaml: {key}: missing key")
