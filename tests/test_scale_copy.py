@@ -111,7 +111,8 @@ def test_its_results_are_fresh_though_git_does_not_know_them(project: Project) -
     assert fresh() == (0, "")
     table = quick / f"reports/{RUN}/claims.csv"
     table.unlink()
-    code, (reader, absent) = fresh()[0], fresh()[1].splitlines()
+    code, err = fresh()
+    reader, absent = err.splitlines()
     assert code == 1
     assert reader.startswith(f"stale: section@{RUN}: reports/{RUN}/claims.csv ")
     assert absent == f"not there: reports/{RUN}/claims.csv"
