@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ FRAME = {  # columns of the tables that stages write for every slice; the slice 
     "ablations.csv": ["variant", "seed", "component", "layer", "head", "method"],
 }
 BOOLS = {"True", "False"}
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf"
 Z95 = 1.959963984540054  # standard errors of a two-sided 95% interval of a normal variable
 
 
@@ -151,22 +153,16 @@ def _what_is_odd(column: "pd.Series[Any]", file: str) -> str:
     if pd.api.types.is_numeric_dtype(column):
         return ""
     texts = set(column.dropna().map(str))
-    numbers = {text for text in texts if _is_number(text)}
+    words = {text for text in texts if not re.fullmatch(NUMBER, text)}
     if texts & BOOLS:
         odd = texts - BOOLS
     elif file == "training.csv" or (file, column.name) == ("metrics.csv", "value"):
-        odd = texts - numbers
-    else:
-        odd = texts - numbers - {"all", "none"} if numbers else set()
+        odd = words or texts
+    elif words == texts:
+        return ""
+    else:  # numbers alone would have given a column of numbers, unless one is too large
+        odd = words - {"all", "none"} if words else texts
     return f"{quoted(min(odd))} among other kinds of values" if odd else ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def csv_text(path: Path) -> str:
