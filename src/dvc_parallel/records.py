@@ -97,7 +97,9 @@ class Records:
         if not ended:
             self._unfinished.mkdir(parents=True, exist_ok=True)
             with replacing(file) as partial:
-                partial.write_text(json.dumps({"of": digest, "attempts": attempts}))
+                partial.write_text(
+                    json.dumps({"of": digest, "attempts": attempts}), encoding="utf-8"
+                )
             return
         file.unlink(missing_ok=True)
         sums = {name: _sum([attempt[name] for attempt in attempts]) for name in SUMMED}
@@ -108,7 +110,8 @@ class Records:
     def _write(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self._file) as partial:
-            partial.write_text(json.dumps(dict(sorted(self._records.items())), indent=1) + "\n")
+            text = json.dumps(dict(sorted(self._records.items())), indent=1) + "\n"
+            partial.write_text(text, encoding="utf-8")
 
 
 def _earlier(file: Path, digest: str) -> list[dict[str, Any]]:

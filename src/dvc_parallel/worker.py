@@ -67,7 +67,7 @@ class Job:
     def still_read(self) -> list[str] | None:
         """Inputs that the command goes on reading; None if it has not created its `read_file`."""
         try:
-            listed = Path(read_file(self.marker)).read_text().splitlines()
+            listed = os.fsdecode(Path(read_file(self.marker)).read_bytes()).splitlines()
         except FileNotFoundError:
             return None
         full = [Path(self.folder, path) for path in listed]

@@ -31,6 +31,7 @@ from dvc_parallel.schedule import Schedule
 from dvc_parallel.stage_status import Stage
 from toycircuits.commands.devices import devices
 from toycircuits.commands.dry_run import UP_TO_DATE, are, dry_run
+from toycircuits.commands.environment import check_environment
 from toycircuits.commands.leftovers import all_leftovers, drop_remnants, remnants
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
@@ -94,7 +95,7 @@ def reproduce(
         why_not = _why_not(scale)
         gone = [] if targets else remnants(book, tree)
         if options.dry:
-            _check(params)
+            _check(params, engine == "local")
             code = dry_run(book, plan, options.force, why_not)
             _print_leftovers([f"would drop {line}" for line in gone], params)
             return code
@@ -116,7 +117,7 @@ def reproduce(
             LOGS,
             force=options.force,
             keep_going=options.keep_going,
-            before_first=lambda: _check(params),
+            before_first=lambda: _check(params, engine == "local"),
             records=records,
             devices=devices(options.per_device, options.jobs) if engine == "local" else None,
             why_not=why_not,
@@ -209,8 +210,8 @@ def _why_not(scale: str | None) -> Callable[[str], str]:
     return why_not
 
 
-def _check(params: Mapping[str, Any]) -> None:
-    """Validate the scale before a stage of it runs."""
+def _check(params: Mapping[str, Any], is_local: bool) -> None:
+    """Validate the scale and the environment of the commands before one of them runs."""
     from toycircuits.core.fast_import import import_transformer_lens
 
     import_transformer_lens()
@@ -218,6 +219,7 @@ def _check(params: Mapping[str, Any]) -> None:
 
     validate(params, [str(params.get("scale", ""))])
     validate_claims(params, Path("claims"))
+    check_environment(Path.cwd(), is_local)
 
 
 def _report(console: Console, outcome: Outcome, display: Display) -> int:

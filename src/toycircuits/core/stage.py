@@ -60,7 +60,7 @@ def all_read(*but: Path) -> None:
     _modules_when_read.update(inputs.imported())
     if file := os.environ.get(READ):
         with replacing(Path(file)) as partial:
-            partial.write_text("".join(f"{path}\n" for path in but))
+            partial.write_bytes(b"".join(os.fsencode(path) + b"\n" for path in but))
 
 
 def digest_of(path: Path) -> str:
