@@ -96,10 +96,9 @@ class Records:
         attempts = [*_earlier(file, digest), *attempts]
         if not ended:
             self._unfinished.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"of": digest, "attempts": attempts})
             with replacing(file) as partial:
-                partial.write_text(
-                    json.dumps({"of": digest, "attempts": attempts}), encoding="utf-8"
-                )
+                partial.write_text(text, encoding="utf-8")
             return
         file.unlink(missing_ok=True)
         sums = {name: _sum([attempt[name] for attempt in attempts]) for name in SUMMED}

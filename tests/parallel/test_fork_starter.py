@@ -14,7 +14,7 @@ from parallel.test_schedule import until
 from project import ROOT
 
 from dvc_parallel.fork_starter import ForkStarter, Preload, script_call
-from dvc_parallel.worker import Job, Starter, execute, start
+from dvc_parallel.worker import Job, Starter, execute, start, stop_file
 
 pytestmark = [
     pytest.mark.slow,
@@ -197,7 +197,7 @@ def test_the_stop_file_reaches_the_group_of_a_fork(tmp_path: Path, forks: ForkSt
     job = make_job(tmp_path, "python script.py")
     process = forks.start(job, job.commands[0])
     until(lambda: (tmp_path / "on").exists() and (tmp_path / "on").read_text())
-    (tmp_path / "stop").write_text("15")
+    Path(stop_file(job.stop, signal.SIGTERM)).touch()
     assert execute(job, lambda *_: process) == -signal.SIGTERM
     assert gone(int((tmp_path / "on").read_text()))
 
