@@ -137,17 +137,13 @@ class _Builder:
             case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if (
                 name in FUNCTIONS
             ):
-                function = FUNCTIONS[name]
-                return self._join(node, name, function, [argument], "arithmetic", depth)
+                return self._join(node, name, FUNCTIONS[name], [argument], "arithmetic", depth)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
-                symbol, function = ARITHMETIC[type(op)]
-                return self._join(node, symbol, function, [left, right], "arithmetic", depth)
+                return self._join(node, *ARITHMETIC[type(op)], [left, right], "arithmetic", depth)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in LOGIC:
-                symbol, function = LOGIC[type(op)]
-                return self._join(node, symbol, function, [left, right], "logic", depth)
+                return self._join(node, *LOGIC[type(op)], [left, right], "logic", depth)
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in COMPARISONS:
-                symbol, function = COMPARISONS[type(op)]
-                return self._join(node, symbol, function, [left, right], "comparison", depth)
+                return self._join(node, *COMPARISONS[type(op)], [left, right], "comparison", depth)
             case ast.Call(func=ast.expr() as function_node):
                 raise self._refuse(function_node)
             case ast.Compare(ops=[_, _, *_]):
@@ -170,12 +166,13 @@ class _Builder:
             isinstance(operands[1], int | float) and abs(operands[1]) <= LARGEST_POWER
         ):
             raise self._refuse(nodes[1], f"a number up to {LARGEST_POWER} after **")
-        if any(not isinstance(operand, int | float) for operand in operands):
+        numbers = [np.float64(operand) for operand in operands if isinstance(operand, int | float)]
+        if len(numbers) < len(operands):
             return Operation(symbol, function, operands, kind, self._place(node) + 1)
         if kind != "arithmetic":
             raise self._refuse(node, "a column in it")
         with np.errstate(all="ignore"):
-            value = function(*map(np.float64, operands))
+            value = function(*numbers)
         if not math.isfinite(value):
             raise self._refuse(node, "a finite number")
         return float(value)

@@ -9,7 +9,8 @@ from rich.table import Table
 from toycircuits.claims.verdict import read_verdicts
 from toycircuits.commands.fresh import absent, outdated
 from toycircuits.core import paths
-from toycircuits.core.config import Run, find_run, runs_of
+from toycircuits.core.config import InputError, Run, find_run, runs_of
+from toycircuits.core.messages import quoted
 
 COLORS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 PAGE_IS_STALE = f"{paths.PAGE} is stale or missing: `toycircuits fresh` says why"
