@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from made_trainings import Killed, Mortal, new_model, run, same, score, settings
 
 from toycircuits.core import training
 from toycircuits.core.batches import BatchStream, full_batch, shuffled_batches
-from toycircuits.core.checkpoints import Trajectory
+from toycircuits.core.checkpoints import Trajectory, read_tensors, write_tensors
+from toycircuits.core.config import InputError
 from toycircuits.core.train_settings import TrainSettings
 from toycircuits.core.training import StoppedError
 
@@ -134,6 +136,26 @@ def test_a_damaged_state_is_ignored(
     (tmp_path / "resume.safetensors").write_bytes(damage)
     assert run(tmp_path, settings())[0] == rows
     assert "resume state ignored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"rows": 3}, {"rows": [["step"]]}, {"position": "first"}, {"tensors": {}}),
+        {"tensors": {"stream": torch.zeros(1)}},
+    ],
+    ids=str,
+)
+def test_a_state_of_this_key_and_another_content_is_named(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run(tmp_path, settings())
+    file = tmp_path / "resume.safetensors"
+    tensors, progress = read_tensors(file)
+    tensors = change.pop("tensors", tensors)
+    write_tensors(file, tensors, progress | change)
+    with pytest.raises(InputError, match=r"resume\.safetensors: its key is that .*; remove it"):
+        run(tmp_path, settings())
 
 
 # --- divergence ---

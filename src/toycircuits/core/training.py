@@ -130,6 +130,7 @@ def train(
     Raises:
         DivergedError: the loss is not finite; checkpoints written before stay in `folder`.
         StoppedError: SIGINT or SIGTERM came; the state is saved.
+        InputError: the saved state has this key, but is not one of this training.
     """
     training = _Training(model, objective, settings, folder, key, metadata, label)
     training.restore_or_clear()
@@ -266,11 +267,16 @@ class _Training:
             text = f"{self.resume_file} belongs to another training"
             print(f"resume state ignored: {text}", file=sys.stderr)
             return False
-        self.model.load_state_dict(_under("model/", tensors))
-        self.optimizer.restore(_under("optimizer/", tensors))
-        self.stream.restore(tensors["stream"], progress["position"])
-        self.step, self.done = progress["step"], progress["done"]
-        self.rows = [dict(row) for row in progress["rows"]]
+        try:
+            self.model.load_state_dict(_under("model/", tensors))
+            self.optimizer.restore(_under("optimizer/", tensors))
+            self.stream.restore(tensors["stream"], progress["position"])
+            self.step, self.done = progress["step"], progress["done"]
+            self.rows = [dict(row) for row in progress["rows"]]
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            text = "its key is that of this training, and its content is not; remove it"
+            raise InputError(f"{self.resume_file}: {text} ({reason})") from None
         print(f"resuming at step {self.step}", file=sys.stderr)
         return True
 
