@@ -384,9 +384,15 @@ def judge_stage(folder: Path, value: str) -> subprocess.CompletedProcess[str]:
     head += "  gone: {table: training, where: {step: 7}, value: loss}\n"
     (folder / "claims").mkdir()
     (folder / "claims/e.yaml").write_text(head + "claims:" + YAML_CLAIM.format(value=value))
-    (folder / "params.yaml").write_text("scale: paper\n")
+    params: dict[str, Any] = {
+        "scale": "paper",
+        "experiments": {"e": {"slice": "s"}},
+        "paper": {"e": {}},
+    }
+    params["runs"] = {"r": {"experiment": "e"}}
+    (folder / "params.yaml").write_text(json.dumps(params))
     (folder / "reports/e/tables/r").mkdir(parents=True)
-    rows = "variant,seed,step,loss\n,0,9,0.5\n,1,9,0.75\n"
+    rows = "variant,seed,step,lr,train_loss,loss\n,0,9,1,2,0.5\n,1,9,1,2,0.75\n"
     (folder / "reports/e/tables/r/training.csv").write_text(rows)
     command = [sys.executable, str(ROOT / "stages/judge.py"), "e"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -406,5 +412,5 @@ def test_an_error_in_a_claim_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "error: claims/e.yaml: learns.value: found 'lost': character 1: found 'lost'; "
-        "there are: run, variant, seed, step, loss"
+        "there are: run, variant, seed, step, lr, train_loss, loss"
     ]
