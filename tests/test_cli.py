@@ -162,7 +162,7 @@ def test_revisions_with_aliases_in_their_params_are_compared(
     (old, _) = comparison.sides(ROOT, ("HEAD~1", "HEAD"))
     assert (old.params["quick.lr"], old.params["paper.lr"]) == (1, 1)
     params.write_text("- 1\n")
-    with pytest.raises(InputError, match=r"compare: HEAD~1: this revision has no params\.yaml, or"):
+    with pytest.raises(InputError, match=r"compare: params\.yaml of HEAD~1: found \[1\]"):
         comparison.sides(ROOT, ("HEAD~1", "HEAD"))
 
 
@@ -174,14 +174,15 @@ def test_a_metric_of_a_run_is_that_of_its_last_step(tmp_path: Path) -> None:
         "variant": "",
         "seed": [0, 0],
         "step": [0, 1],
-        "loss": [3.0, 1.0],
+        "lr": 0.1,
+        "train_loss": [3.0, 1.0],
         "accuracy": [0.5, None],
     }
     pd.DataFrame(log).to_csv(folder / "training.csv", index=False)
     params = tmp_path / "params.yaml"
     params.write_text((ROOT / "params.yaml").read_text())
     (run, _) = comparison.sides(tmp_path, ("list_copy_10", "list_copy_10"))
-    assert run.metrics["training.loss"] == 1.0
+    assert run.metrics["training.train_loss"] == 1.0
     assert math.isnan(run.metrics["training.accuracy"])
 
 
@@ -263,6 +264,18 @@ def test_doctor_looks_at_this_machine() -> None:
     assert [
         finding for finding in findings if finding.state == "warning" and not finding.advice
     ] == []
+
+
+@pytest.mark.slow
+def test_doctor_names_a_remote_folder_that_is_not_there(project: Project, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    assert doctor._remote(copy.folder).detail == "none"
+    with (copy.folder / ".dvc/config").open("a") as file:
+        file.write(f"    remote = disk\n['remote \"disk\"']\n    url = {tmp_path}/disk\n")
+    finding = doctor._remote(copy.folder)
+    assert (finding.state, "there is no such folder" in finding.detail) == ("warning", True)
+    (tmp_path / "disk").mkdir()
+    assert doctor._remote(copy.folder).state == "ok"
 
 
 def test_doctor_looks_for_the_browser_that_will_draw(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -28,7 +29,7 @@ stages:
     do:
       cmd: python stages/train.py
       deps: [stages/train.py, data, src/toycircuits/core/model.py, settings]
-      params: [lr]
+      params: [quick.e.train.lr]
       outs: ["weights/${item}"]
   measure:
     foreach: [a]
@@ -42,6 +43,17 @@ stages:
     outs: [page]
 """
 TIMES = {"generate": 1, "train@a": 10, "train@b": 100, "measure@a": None}  # None: not known
+RECORD = {
+    **{"cmd": "python", "commit": "", "edited": None, "seconds": None, "attempts": 1},
+    **{"system": "Linux", "processor": "CPU", "cores": 2, "gpus": [], "python": "3", "torch": "2"},
+}
+FRAME = """\
+scale: quick
+experiments: {e: {slice: list_copy}}
+runs: {a: {experiment: e, slice: list_copy, final: artifacts/trajectories/a}}
+released: []
+quick: {e: {train: {lr: 1}}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +64,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("stages/train.py", *core, metrics, "settings/one.txt", "src/dvc_parallel/a.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    (root / "params.yaml").write_text("lr: 1\n")
+    (root / "params.yaml").write_text(FRAME)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "reports").mkdir()
-    records = {name: {"processor_seconds": seconds} for name, seconds in TIMES.items()}
+    records = {name: RECORD | {"processor_seconds": seconds} for name, seconds in TIMES.items()}
     (root / "reports/stages.json").write_text(json.dumps(records))
     Repo.init(str(root), no_scm=True).close()
     return root
@@ -165,3 +177,16 @@ def test_the_command_prints_tables(root: Path, monkeypatch: pytest.MonkeyPatch) 
     done = CliRunner().invoke(app, ["cost"])
     assert done.exit_code == 0, done.output
     assert re.search(r"core/model\.py +2 +4 +2 +1 min 50 s +2\n", done.stdout)
+
+
+@pytest.mark.parametrize("command", ["cost", "fresh"])
+def test_a_wrong_scale_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    shutil.copytree(root, tmp_path / "copy")
+    params = FRAME.replace("scale: quick", "scale: qick")
+    (tmp_path / "copy/params.yaml").write_text(params)
+    monkeypatch.chdir(tmp_path / "copy")
+    done = CliRunner().invoke(app, [command])
+    assert done.exit_code == 2
+    assert "error: scale: found 'qick'; allowed: quick" in done.output
