@@ -1,9 +1,19 @@
 """Tables: models told apart, first ones picked, spreads and rates."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from toycircuits.core.tables import first_model, first_seeds, mean_and_range, model_number, wilson
+from toycircuits.core.config import InputError, runs_of
+from toycircuits.core.tables import (
+    first_model,
+    first_seeds,
+    mean_and_range,
+    model_number,
+    read_tables,
+    wilson,
+)
 
 TABLE = pd.DataFrame(
     {
@@ -47,3 +57,21 @@ def test_spread_keeps_the_order_and_reaches_the_extremes() -> None:
 )
 def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
     assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_tables_of_runs_that_are_gone_are_not_read(tmp_path: Path) -> None:
+    """They may stay in the folder. But a run without tables is an error, and not left out."""
+    for run in ("b", "a", "gone"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "t.csv").write_text(f"variant,seed,x\n,0,{len(run)}\n")
+    tables = read_tables(tmp_path, ["b", "a"])
+    assert tables["t"]["run"].tolist() == ["a", "b"]
+    with pytest.raises(InputError, match="c: no tables; `toycircuits repro c` makes them"):
+        read_tables(tmp_path, ["a", "c"])
+
+
+def test_runs_of_an_experiment_are_those_of_params() -> None:
+    runs = {"a": {"experiment": "e"}, "b": {"experiment": "f"}, "c": {"experiment": "e"}}
+    assert runs_of({"runs": runs}, "e") == ["a", "c"]
+    with pytest.raises(InputError, match="runs: missing key"):
+        runs_of({}, "e")
