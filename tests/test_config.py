@@ -284,7 +284,7 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
         (b"a: {b: 1, b: 1}", 'found duplicate key "b"'),
         (b"a: 1\n---\nb: 2", "found another document"),
         (b"a: *missing", "line 1: found the anchor or alias 'missing'"),
-        (b"a: !!python/object/apply:os.getcwd []", "line 1: found the tag 'tag:yaml.org,2002:python"),
+        (b"a: !!python/object/apply:os.getcwd []", "line 1: found the tag 'tag:yaml.org,2002:"),
         (b"a: 2020-13-45", "not valid YAML"),
         (b"", "found None; allowed is a mapping"),
         (b"- 1", "found [1]; allowed is a mapping"),

@@ -225,21 +225,27 @@ class Schedule:
         return not remakes
 
     def _submit(self, stage: Stage) -> None:
-        log = log_file(self._logs, stage.addressing)
         marker = self._stop.with_suffix(f".marker-{uuid.uuid4().hex[:8]}")
         self._markers.setdefault(stage, []).append(marker)
-        files = [str(path.resolve()) for path in (log, self._stop, marker)]
+        paths = (log_file(self._logs, stage.addressing), self._stop, marker)
+        log, stop, marker_path = (str(path.resolve()) for path in paths)
         environment = {
             **self._engine.environment,
             **{"DVC_STAGE": stage.addressing, "DVC_ROOT": stage.repo.root_dir},
-            **{"TQDM_MININTERVAL": "1", READ: read_file(files[-1])},
+            **{"TQDM_MININTERVAL": "1", READ: read_file(marker_path)},
         }
         if self._device_of.get(stage):
             environment["CUDA_VISIBLE_DEVICES"] = self._device_of[stage]
         if self._records is not None:
             self._records.begin(stage.addressing)
-        inputs = self._book.inputs(stage)
-        job = Job(stage.addressing, commands(stage), stage.wdir, environment, *files, inputs)
+        job = Job(
+            stage.addressing,
+            commands(stage),
+            stage.wdir,
+            environment,
+            *(log, stop, marker_path),
+            inputs=self._book.inputs(stage),
+        )
         self._running[self._engine.submit(job)] = stage
 
     def _look_after_ended(self) -> None:

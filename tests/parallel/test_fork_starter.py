@@ -64,8 +64,8 @@ def make_job(folder: Path, command: str, **environment: str) -> Job:
     """A job with `python` of this environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     variables = {"PATH": path, "PYTHONPATH": "", "SHELL": "/bin/sh"} | environment
-    files = [str(folder / name) for name in ("log", "stop", f"marker-{uuid4().hex}")]
-    return Job("s", (command,), str(folder), variables, *files)
+    log, stop, marker = (str(folder / n) for n in ("log", "stop", f"marker-{uuid4().hex}"))
+    return Job("s", (command,), str(folder), variables, log, stop, marker)
 
 
 def printed(folder: Path, command: str, starter: Starter) -> tuple[int, list[str]]:

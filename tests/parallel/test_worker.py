@@ -19,8 +19,8 @@ def make_job(folder: Path, command: str) -> Job:
     """A job whose log, stop file and marker are in `folder`/logs."""
     logs = folder / "logs"
     logs.mkdir()
-    files = (str(logs / name) for name in ("log", "stop", "marker"))
-    return Job("s", (command,), str(folder), {"SHELL": "/bin/sh"}, *files)
+    log, stop, marker = (str(logs / name) for name in ("log", "stop", "marker"))
+    return Job("s", (command,), str(folder), {"SHELL": "/bin/sh"}, log, stop, marker)
 
 
 def test_a_job_is_run_once(tmp_path: Path) -> None:
