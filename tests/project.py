@@ -23,7 +23,7 @@ ALIKE = {
     *[name for name in PARAMS["runs"] if name not in PARAMS["released"]][1:],
 }
 for name in ALIKE:
-    del PARAMS["runs"][name]
+    PARAMS["experiments"][PARAMS["runs"].pop(name)["experiment"]]["runs"].remove(name)
 PARAMS["released"] = [name for name in PARAMS["released"] if name not in ALIKE]
 
 # Settings under which every stage of an experiment runs in about a second.

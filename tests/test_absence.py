@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project import Project, output
@@ -273,7 +274,10 @@ def test_what_runs_and_experiments_left_is_named(tmp_path: Path) -> None:
     for name in kept + gone:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    params = {"experiments": {"e": {}}, "runs": {"a": {"experiment": "e"}}, "released": ["a"]}
+    params: dict[str, Any] = {
+        "experiments": {"e": {"runs": ["a"]}},
+        **{"runs": {"a": {"experiment": "e"}}, "released": ["a"]},
+    }
     named = [
         *("reports/e/tables/b", "reports/f", "reports/weights/b.safetensors", "claims/f.yaml"),
         *("artifacts/data/f.safetensors", "artifacts/trajectories/b"),
@@ -287,7 +291,8 @@ def test_what_runs_and_experiments_left_is_named(tmp_path: Path) -> None:
     found = leftovers(tmp_path, params, files_in_git(tmp_path))
     assert found == [line for line in all_leftovers(tmp_path, params) if "`git rm -r " in line]
     assert len(found) == 4
-    assert all_leftovers(tmp_path, params | {"runs": {}})[0].endswith("/a` removes it")
+    without = params | {"experiments": {"e": {"runs": []}}, "runs": {}}
+    assert all_leftovers(tmp_path, without)[0].endswith("/a` removes it")
 
 
 @pytest.mark.slow

@@ -386,7 +386,7 @@ def judge_stage(folder: Path, value: str) -> subprocess.CompletedProcess[str]:
     (folder / "claims/e.yaml").write_text(head + "claims:" + YAML_CLAIM.format(value=value))
     params: dict[str, Any] = {
         "scale": "paper",
-        "experiments": {"e": {"slice": "s"}},
+        "experiments": {"e": {"slice": "s", "runs": ["r"]}},
         "paper": {"e": {}},
     }
     params["runs"] = {"r": {"experiment": "e"}}

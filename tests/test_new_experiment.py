@@ -130,7 +130,7 @@ LAYOUT = "found a layout that takes no entry; write each of its entries on lines
 SMALL = """\
 scale: quick  # a remark
 experiments:
-  e: {slice: list_copy}
+  e: {slice: list_copy, runs: [r]}
 
 runs:
   r: {experiment: e, slice: list_copy, final: reports/weights/r.safetensors}

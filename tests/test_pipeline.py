@@ -84,10 +84,11 @@ def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     if "find_run" in text:
         read.add("runs.${key}")
     if "find_slice" in text:
-        read.add("experiments.${key}")
+        read.add("experiments.${key}.slice")
+    if "runs_of" in text:
+        read.add("experiments.${key}.runs")
     read |= {
-        "render": {"runs"},
-        "judge": {"runs", "scale"},
+        "judge": {"scale"},
         "section": {"runs", "scale", "${scale}.${key}"},
         "report": {"experiments", "released", "runs", "scale", "${scale}"},
     }.get(stage, set())

@@ -34,6 +34,7 @@ def only(experiment: str = EXPERIMENT) -> dict[str, Any]:
         params[key] = {experiment: params[key][experiment]}
     runs = params["runs"].items()
     name, entry = next(pair for pair in runs if pair[1]["experiment"] == experiment)
+    params["experiments"][experiment]["runs"] = [name]
     return params | {"runs": {name: entry}, "released": [name]}
 
 
@@ -47,7 +48,7 @@ def renamed(run: str, experiment: str, variant: str, scale: str) -> dict[str, An
     }
     tree = {experiment: params["quick"][EXPERIMENT]}
     return {
-        **{"scale": scale, "experiments": {experiment: params["experiments"][EXPERIMENT]}},
+        **{"scale": scale, "experiments": {experiment: {"slice": "list_copy", "runs": [run]}}},
         **{"runs": {run: entry}, "released": [run], scale: tree, "other": tree},
     }
 
@@ -157,7 +158,8 @@ def test_dvc_and_disks_take_every_name_that_check_accepts(
     ],
 )
 def test_names_that_cannot_run_are_refused(place: str, name: str) -> None:
-    with pytest.raises(InputError, match="allowed: letters, digits and `_`, starting with"):
+    allowed = "allowed: letters, digits and `_`, starting with|allowed keys are printable text"
+    with pytest.raises(InputError, match=allowed):
         check_structure(renamed(**GOOD | {place: name}))
 
 
@@ -222,6 +224,13 @@ SHAPES: list[tuple[str, Any, str]] = [  # key, value, what the message says
     ("experiments", [], "experiments: found []; allowed is a mapping with entries"),
     (f"experiments/{EXPERIMENT}", None, f"experiments.{EXPERIMENT}: found null"),
     (f"experiments/{EXPERIMENT}/slice", 3, f"experiments.{EXPERIMENT}.slice: found 3"),
+    (f"experiments/{EXPERIMENT}/runs", 3, f"experiments.{EXPERIMENT}.runs: found 3"),
+    (
+        f"experiments/{EXPERIMENT}/runs",
+        [],
+        f"experiments.{EXPERIMENT}.runs: found 'list_copy_10' 0",
+    ),
+    (f"experiments/{EXPERIMENT}/runs", ["x"], f"experiments.{EXPERIMENT}.runs: found 'x'; allowed"),
     ("released", "text", "released: found 'text'; allowed is a list of runs"),
     ("released", {EXPERIMENT: 1}, "released: found {'list_copy_10': 1}; allowed is a list"),
     ("scale", None, "params.yaml: scale: missing key"),

@@ -70,8 +70,12 @@ def test_tables_of_runs_that_are_gone_are_not_read(tmp_path: Path) -> None:
         read_tables(tmp_path, ["a", "c"])
 
 
-def test_runs_of_an_experiment_are_those_of_params() -> None:
-    runs = {"a": {"experiment": "e"}, "b": {"experiment": "f"}, "c": {"experiment": "e"}}
-    assert runs_of({"runs": runs}, "e") == ["a", "c"]
-    with pytest.raises(InputError, match="runs: missing key"):
+def test_runs_of_an_experiment_are_those_that_its_entry_lists() -> None:
+    params = {"experiments": {"e": {"runs": ["a", "c"]}, "f": {"runs": [3]}, "g": {}}}
+    assert runs_of(params, "e") == ["a", "c"]
+    with pytest.raises(InputError, match="experiments: missing key"):
         runs_of({}, "e")
+    with pytest.raises(InputError, match=r"experiments\.f\.runs: found \[3\]; allowed is a list"):
+        runs_of(params, "f")
+    with pytest.raises(InputError, match=r"experiments\.g\.runs: missing key"):
+        runs_of(params, "g")

@@ -69,7 +69,7 @@ def _new_entries(name: str, all_scales: list[str]) -> dict[str, str]:
     run = f"experiment: {name}\nslice: {name}\nfinal: {weights_file(name)}\n"
     settings = (TEMPLATE / "settings.yaml").read_text("utf-8")
     return {
-        "experiments": f"{name}:\n  slice: {name}\n",
+        "experiments": f"{name}:\n  slice: {name}\n  runs:\n    - {name}\n",
         "runs": f"{name}:\n{textwrap.indent(run, '  ')}",
         "released": f"- {name}\n",
         **dict.fromkeys(all_scales, f"{name}:\n{textwrap.indent(settings, '  ')}"),

@@ -19,6 +19,7 @@ from toycircuits.core.config import (
     experiment_tree,
     find_run,
     read_params,
+    runs_of,
     scales,
 )
 from toycircuits.core.messages import quoted
@@ -37,6 +38,7 @@ FOLDERS = (*map(str, (ARTIFACTS, CLAIMS, LOGS, REPORTS)), "src", "stages", "test
 
 class _Experiment(Settings):
     slice: str
+    runs: list[str]
 
 
 def read_project(path: Path | str = "params.yaml") -> dict[str, Any]:
@@ -77,6 +79,8 @@ def check_structure(params: Mapping[str, Any]) -> None:
         _check_scale({**params, "scale": scale}, scale)
     for name in params["runs"]:
         _check_run(params, find_run(params, name))
+    for name in params["experiments"]:
+        _check_lists(params, name)
 
 
 def _check_scale(params: Mapping[str, Any], scale: str) -> None:
@@ -86,6 +90,18 @@ def _check_scale(params: Mapping[str, Any], scale: str) -> None:
     if unknown := set(params[scale]) - set(params["experiments"]):
         allowed = ", ".join(params["experiments"])
         raise InputError(f"{scale}.{min(unknown)}: no such experiment; allowed: {allowed}")
+
+
+def _check_lists(params: Mapping[str, Any], experiment: str) -> None:
+    """Raise an `InputError` unless the entry of `experiment` lists just the runs that name it."""
+    key, listed = f"experiments.{experiment}.runs", runs_of(params, experiment)
+    named = [name for name, run in params["runs"].items() if run["experiment"] == experiment]
+    for name in {**dict.fromkeys(listed), **dict.fromkeys(named)}:
+        if name not in named:
+            raise InputError(f"{key}: found {name!r}; allowed: {', '.join(named) or 'none'}")
+        if (count := listed.count(name)) != 1:
+            text = f"found {name!r} {count} times; list each run of the experiment once"
+            raise InputError(f"{key}: {text}")
 
 
 def _check_slice(code: str, experiment: str) -> None:

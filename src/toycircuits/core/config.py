@@ -356,12 +356,17 @@ def find_run(params: Mapping[str, Any], name: str) -> Run:
 def runs_of(params: Mapping[str, Any], experiment: str) -> list[str]:
     """Names of the runs of an experiment, in their order.
 
+    Its entry lists them, so that DVC runs a stage about all of them again when one comes or goes,
+    and not when one is edited.
+
     Raises:
-        InputError: `runs` is not a mapping of runs.
+        InputError: there is no such experiment, or its entry lists no names.
     """
-    runs = _mapping(_get(params, "runs", "params.yaml: runs"), "runs")
-    entries = {name: _mapping(entry, f"runs.{name}") for name, entry in runs.items()}
-    return [name for name, entry in entries.items() if entry.get("experiment") == experiment]
+    key = f"experiments.{experiment}.runs"
+    runs = _get(_entry(params, experiment), "runs", key)
+    if not isinstance(runs, list) or not all(isinstance(name, str) for name in runs):
+        raise InputError(f"{key}: found {quoted(runs)}; allowed is a list of runs")
+    return [check_name(name, key) for name in runs]
 
 
 def find_slice(params: Mapping[str, Any], experiment: str) -> str:
@@ -371,9 +376,8 @@ def find_slice(params: Mapping[str, Any], experiment: str) -> str:
         InputError: there is no such experiment, or its entry names no slice.
     """
     experiment_tree(params, experiment)
-    key = f"experiments.{experiment}"
-    entry = _mapping(_experiments(params)[experiment], key)
-    return check_name(_get(entry, "slice", f"{key}.slice"), f"{key}.slice")
+    key = f"experiments.{experiment}.slice"
+    return check_name(_get(_entry(params, experiment), "slice", key), key)
 
 
 def scales(params: Mapping[str, Any]) -> list[str]:
@@ -390,9 +394,7 @@ def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, di
     scale = _get(params, "scale", "params.yaml: scale")
     if scale not in scales(params):
         raise InputError(f"scale: found {quoted(scale)}; allowed: {', '.join(scales(params))}")
-    if experiment not in (experiments := _experiments(params)):
-        listed = ", ".join(experiments)
-        raise InputError(f"found the experiment {quoted(experiment)}; there are: {listed}")
+    _entry(params, experiment)
     check_name(experiment, "experiments")
     _mapping(params[scale], scale)
     key = f"{scale}.{experiment}"
@@ -402,6 +404,14 @@ def experiment_tree(params: Mapping[str, Any], experiment: str) -> tuple[str, di
             f"{key}.{min(map(str, unknown))}: unknown key; allowed: {', '.join(SECTIONS)}"
         )
     return scale, tree
+
+
+def _entry(params: Mapping[str, Any], experiment: str) -> dict[str, Any]:
+    """The entry of `experiment` under `experiments:`."""
+    if experiment not in (experiments := _experiments(params)):
+        listed = ", ".join(experiments)
+        raise InputError(f"found the experiment {quoted(experiment)}; there are: {listed}")
+    return _mapping(experiments[experiment], f"experiments.{experiment}")
 
 
 def _experiments(params: Mapping[str, Any]) -> dict[str, Any]:
