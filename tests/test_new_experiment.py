@@ -143,7 +143,7 @@ quick:
     data: {seed: 0}
 """
 RUN = next(line for line in SMALL.splitlines(keepends=True) if line.startswith("  r:"))
-RUNS = SMALL[SMALL.index("runs") : SMALL.index("released")]
+RUNS = SMALL[SMALL.index("\nruns:") + 1 : SMALL.index("released")]
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

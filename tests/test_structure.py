@@ -158,7 +158,7 @@ def test_dvc_and_disks_take_every_name_that_check_accepts(
     ],
 )
 def test_names_that_cannot_run_are_refused(place: str, name: str) -> None:
-    allowed = "allowed: letters, digits and `_`, starting with|allowed keys are printable text"
+    allowed = "allowed: letters, digits and `_`, starting with|allowed: no control|allowed keys are"
     with pytest.raises(InputError, match=allowed):
         check_structure(renamed(**GOOD | {place: name}))
 
