@@ -4,6 +4,8 @@
 after it. Most edits here are taken back before the stage ends, so that no hash tells of them.
 """
 
+import copy
+import os
 import random
 import subprocess
 import time
@@ -151,6 +153,44 @@ def test_plain_dvc_records_nothing_of_an_edit(
     assert project.results(TRAJECTORIES) == finished.results(TRAJECTORIES)
 
 
+@pytest.mark.parametrize("name", ["stages/train.py", "src/toycircuits/__init__.py"])
+def test_plain_dvc_records_nothing_of_an_edit_of_what_python_reads_first(
+    project: Project, name: str
+) -> None:
+    """Python has read these before the stage could look. They are compared with what runs."""
+    file = project.folder / name
+    before = file.read_bytes()
+    pause(project, ("open", "core/train_run.py"), ("open", "list_copy/task.py"))
+    file.write_bytes(before + b"\nEDITED = 1\n")
+    process = project.start(*DVC)
+    wait_for(project, "paused", process)
+    file.write_bytes(before)
+    (project.folder / "go").touch()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode != 0, out + err
+    assert f"{file.name}: edited while" in err
+
+
+def test_a_change_of_the_scale_is_not_recorded_under_the_other_one(project: Project) -> None:
+    """DVC chooses the keys of a scale when it starts, and the command reads `scale` later."""
+    params = project.read_params()
+    params["paper"][RUN] = copy.deepcopy(params["quick"][RUN])
+    params["paper"][RUN]["train"]["length"] -= 6
+    project.write_params(params)
+    file = project.folder / "params.yaml"
+    before = file.read_text()
+    pause(project, ("open", "core/train_run.py"), ("no", ""))
+    process = project.start(*DVC)
+    wait_for(project, "paused", process)
+    file.write_text(before.replace("scale: quick", "scale: paper"))
+    (project.folder / "go").touch()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    file.write_text(before)
+    stale = project.run("toycircuits", "repro", "--dry", "--single-item", STAGE)[1]
+    assert f"Running stage '{STAGE}'" in stale
+
+
 def test_an_edit_after_the_imports_costs_no_training(finished: Project, project: Project) -> None:
     pause(project, ("os.rename", "resume.safetensors"), ("no", ""))  # the first state is written
     process = project.start(*REPRO)
@@ -205,19 +245,24 @@ def test_edits_at_random_moments_of_a_whole_reproduction(
     assert project.results() == finished.results()
 
 
-def test_cached_bytecode_of_an_edit_is_not_run(project: Project) -> None:
+@pytest.mark.parametrize(
+    "name", ["src/toycircuits/__init__.py", "src/toycircuits/from_source.py", TASK]
+)
+def test_cached_bytecode_of_an_edit_is_not_run(project: Project, name: str) -> None:
     """It passes for that of the file, which has the same size and time."""
-    file = project.folder / TASK
-    before, times = file.read_text(), file.stat()
-    name = "toycircuits.experiments.list_copy.task"
-    show = f"import {name}; print({name}.loss.__doc__)"
-    edited = before.replace("def loss(", "def l0ss(", 1)
-    file.write_text(edited)
+    file = project.folder / name
+    before, stat = file.read_text(), file.stat()
+    module = name.removeprefix("src/").removesuffix(".py").removesuffix("/__init__")
     compile_it = f"import py_compile; py_compile.compile({str(file)!r})"
-    for text, code in ((edited, compile_it), (before, show)):
-        file.write_text(text)
-        import_time = (times.st_atime_ns, times.st_mtime_ns)
-        subprocess.run(["touch", "-d", f"@{import_time[1] / 1e9:.9f}", file], check=True)
-        out = project.run("python", "-c", code, env=project.stage_environment)
-        assert out[0] == 0, out
-    assert out[1].strip()
+    file.write_text('"""E' + before[4:])  # another first letter
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert project.run("python", "-c", compile_it)[0] == 0
+    file.write_text(before)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    show = f"import {module.replace('/', '.')} as module; print(module.__doc__)"
+    code, out, err = project.run("python", "-c", show, env=project.stage_environment)
+    if name == TASK:
+        assert (code, out.splitlines()[0]) == (0, before.splitlines()[0].strip('"'))
+    else:  # Python has run it before anybody could look
+        assert code == 1
+        assert "Python has run other code than is in it; remove" in err

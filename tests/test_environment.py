@@ -142,3 +142,16 @@ def test_dvc_works_with_a_home_that_is_a_file(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("shell", ["/nonexistent", "/bin/false", "/etc/passwd"])
+def test_a_shell_that_runs_nothing_is_named(monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    monkeypatch.setenv("SHELL", shell)
+    with pytest.raises(InputError, match=f"^SHELL: found '{shell}', which runs no commands"):
+        environment.check_environment(ROOT)
+
+
+def test_a_file_in_place_of_the_folder_of_states_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".resume").touch()
+    with pytest.raises(InputError, match=r"^\.resume: found a file"):
+        environment.check_environment(tmp_path)

@@ -81,6 +81,8 @@ def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     name = "${key}" if "read_section" in text else "${item.experiment}"
     sections = re.findall(r'section\((?:params, experiment, )?"(\w+)"', text)
     read = {f"${{scale}}.{name}.{section}" for section in sections}
+    if sections:
+        read.add("scale")
     if "find_run" in text:
         read.add("runs.${key}")
     if "find_slice" in text:

@@ -45,7 +45,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import modify_yaml
 
-from dvc_parallel.files import replacing, settled_state_of
+from dvc_parallel.files import State, replacing, settled_state_of
 from dvc_parallel.places import check_outputs, check_writable
 from dvc_parallel.stage_status import Output, Stage, Status, differences, is_absent, status
 
@@ -82,7 +82,7 @@ class Bookkeeping:
         self.repo: Any = Repo(root, _wait_for_lock=wait)
         self._depth = 0
         self._locks: dict[str, ExitStack] = {}
-        self._inputs: dict[str, dict[str, str]] = {}
+        self._inputs: dict[str, dict[str, State]] = {}
         self._read_locks: dict[str, ExitStack] = {}
         self._readers: Counter[str] = Counter()
         self._unwritten: list[Stage] = []
@@ -272,14 +272,15 @@ class Bookkeeping:
             stage.remove_outs(ignore_remove=False, force=False)
             stage.save_deps()
 
-    def inputs(self, stage: Stage) -> dict[str, str]:
+    def inputs(self, stage: Stage) -> dict[str, State]:
         """Path of each input of `stage` -> its `files.state_of` just before DVC took its hash."""
         return self._inputs[stage.addressing]
 
     def _note_inputs(self, stage: Stage) -> None:
         """Call it before DVC takes the hashes: a later write to an input will be noticed."""
         paths = sorted({dep.fs_path for dep in stage.deps})
-        self._inputs[stage.addressing] = {path: settled_state_of(path) for path in paths}
+        root = str(self.repo.root_dir)
+        self._inputs[stage.addressing] = {path: settled_state_of(path, root) for path in paths}
 
     def end(self, stage: Stage) -> None:
         """Second half: store the outputs of `stage`, whose command has succeeded.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvc_parallel.files import replacing, state_of
+from dvc_parallel.files import State, replacing, state_of
 
 SUMMED = ("seconds", "processor_seconds")
 
@@ -56,8 +56,8 @@ class Records:
                 self._code["edited"] = True
         self._code_of[stage] = self._code
 
-    def _state_of_code(self) -> list[str]:
-        return [state_of(path) for path in self._paths]
+    def _state_of_code(self) -> list[State]:
+        return [state_of(str(Path(path).absolute()), str(Path.cwd())) for path in self._paths]
 
     def _ask_git(self) -> dict[str, Any]:
         """The commit of the code, and whether it was edited since; None if git cannot tell."""

@@ -27,7 +27,7 @@ from dvc_parallel.engines import Engine
 from dvc_parallel.outcome import Observer, Outcome, State, log_file
 from dvc_parallel.records import Records
 from dvc_parallel.stage_status import Output, Stage
-from dvc_parallel.worker import READ, InputsEditedError, Job, read_file, stop_file
+from dvc_parallel.worker import READ, InputsEditedError, Job, ask_to_stop, read_file, stop_file
 
 LOOK_EVERY = 0.25  # seconds between looks at progress and signals
 WRITE_EVERY = 30.0  # seconds between writes of dvc.lock
@@ -78,7 +78,7 @@ class Schedule:
         self._retried: set[Stage] = set()
         self._edits: Counter[Stage] = Counter()
         self._dead: set[Stage] = set()  # stages after a failed one
-        self._stop = logs / f".stop-{uuid.uuid4().hex[:8]}"
+        self._stop = logs.absolute() / f".stop-{uuid.uuid4().hex[:8]}"
         self._written = time.monotonic()
         self._starts_no_more = False
         self._signalled, self._killed = 0.0, 0.0  # when the first and the second signal came
@@ -228,7 +228,7 @@ class Schedule:
         marker = self._stop.with_suffix(f".marker-{uuid.uuid4().hex[:8]}")
         self._markers.setdefault(stage, []).append(marker)
         paths = (log_file(self._logs, stage.addressing), self._stop, marker)
-        log, stop, marker_path = (str(path.resolve()) for path in paths)
+        log, stop, marker_path = (str(path.absolute()) for path in paths)
         environment = {
             **self._engine.environment,
             **{"DVC_STAGE": stage.addressing, "DVC_ROOT": stage.repo.root_dir},
@@ -245,6 +245,7 @@ class Schedule:
             environment,
             *(log, stop, marker_path),
             inputs=self._book.inputs(stage),
+            root=stage.repo.root_dir,
         )
         self._running[self._engine.submit(job)] = stage
 
@@ -276,8 +277,9 @@ class Schedule:
         self._device_of.pop(stage, None)
         self._book.abandon(stage)
         self._edits[stage] += 1
-        paths = ", ".join(os.path.relpath(path, stage.repo.root_dir) for path in error.paths)
-        text = f"{paths}: edited before {stage.addressing} had read it"
+        names = [os.path.relpath(path, stage.repo.root_dir) for path in error.paths]
+        more = f" and {len(names) - 3} more" if names[3:] else ""
+        text = f"{', '.join(names[:3])}{more}: edited before {stage.addressing} had read it"
         if self._starts_no_more:
             self._fail(stage, f"{text}; nothing is recorded, run it again")
         elif self._edits[stage] > MOST_EDITS:
@@ -292,10 +294,10 @@ class Schedule:
         self._retried.add(stage)
         try:
             self._book.clear(stage)
+            self._submit(stage)
         except Exception as error:
             self._tell(stage, "retried", f"not possible: {error}")
             return False
-        self._submit(stage)
         self._tell(stage, "retried", f"its process ended by signal {-code}")
         return True
 
@@ -394,8 +396,7 @@ class Schedule:
         self._observer.on_change(stage.addressing, state, note)
 
     def _ask_to_stop(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # the commands go on to their end
-            Path(stop_file(str(self._stop), number)).touch()
+        ask_to_stop(str(self._stop), number)
 
     def _remove_files(self) -> None:
         """Remove the files by which we talk to the workers."""

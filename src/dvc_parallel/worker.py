@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dvc_parallel.files import state_of
+from dvc_parallel.files import State, state_of, was_written_to
 
 READ = "DVC_PARALLEL_READ"  # this variable gives a command the path of its `read_file`
 LOOK_EVERY = 0.1  # seconds between looks at the files of a job
@@ -30,6 +30,9 @@ SIGNALS_BY_CODE = {
     128 + number: -number
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
 }
+
+
+_asked = set[tuple[str, int]]()  # what `ask_to_stop` was called with in this process
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Job:
             command adds a line with its processor time in seconds. At the end the file says where
             and how long the job ran.
         inputs: path of each input -> its `files.state_of` before the executor took its hash.
+        root: the folder of the project.
     """
 
     stage: str
@@ -58,11 +62,12 @@ class Job:
     log: str
     stop: str
     marker: str
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, State] = field(default_factory=dict)
+    root: str = "/"
 
     def edited(self, inputs: Iterable[str]) -> list[str]:
         """Those of `inputs` that were written to since the executor took their hash."""
-        return [path for path in inputs if state_of(path) != self.inputs[path]]
+        return [p for p in inputs if was_written_to(self.inputs[p], state_of(p, self.root))]
 
     def still_read(self) -> list[str] | None:
         """Inputs that the command goes on reading; None if it has not created its `read_file`."""
@@ -214,7 +219,7 @@ def _watch(process: Process, job: Job) -> tuple[int, Sequence[str]]:
                 status = process.wait(LOOK_EVERY)
                 return SIGNALS_BY_CODE.get(status, status), unread
             for number in (signal.SIGTERM, signal.SIGKILL):
-                if number not in sent and Path(stop_file(job.stop, number)).exists():
+                if number not in sent and _is_asked_to_stop(job.stop, number):
                     sent.add(number)
                     with contextlib.suppress(OSError):  # it has just ended
                         os.killpg(process.pid, number)
@@ -227,6 +232,22 @@ def _watch(process: Process, job: Job) -> tuple[int, Sequence[str]]:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
+
+
+def ask_to_stop(stop: str, number: int) -> None:
+    """Ask the commands of all jobs with this `stop` to end by the signal `number`.
+
+    Workers in this process see it even if no file can be created, because the disk is full, say.
+    """
+    _asked.add((stop, int(number)))
+    with contextlib.suppress(OSError):
+        file = Path(stop_file(stop, number))
+        file.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed the folder
+        file.touch()
+
+
+def _is_asked_to_stop(stop: str, number: int) -> bool:
+    return (stop, int(number)) in _asked or Path(stop_file(stop, number)).exists()
 
 
 def stop_file(stop: str, number: int) -> str:

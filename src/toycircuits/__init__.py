@@ -6,7 +6,7 @@ All stages import this file, so that its edits make every training stale. `api.p
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from toycircuits.core.from_source import import_from_source
+from toycircuits.from_source import import_from_source
 
 if TYPE_CHECKING:
     from toycircuits.api import *  # noqa: F403

@@ -4,10 +4,12 @@ import getpass
 import importlib
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from dvc_parallel.engines import THREADS
 from toycircuits.core.config import InputError
+from toycircuits.core.paths import RESUME, exists
 from toycircuits.git import has_git
 
 
@@ -23,7 +25,11 @@ def check_environment(root: Path, is_local: bool = True) -> None:
     """
     check_device(os.environ.get("TOYCIRCUITS_DEVICE") or "auto", is_local)
     check_threads()
+    check_shell()
     check_cache(root)
+    if exists(root / RESUME) and not (root / RESUME).is_dir():
+        text = "found a file; trainings keep their state in a folder there: remove it"
+        raise InputError(f"{RESUME}: {text}")
 
 
 def check_device(name: str, is_local: bool = True) -> None:
@@ -58,6 +64,23 @@ def check_threads() -> None:
         value = os.environ.get(name)
         if value is not None and not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", value):
             raise InputError(f"{name}: found {value!r}; allowed: a number of threads, from 1")
+
+
+def check_shell() -> None:
+    """Check that the user's shell, in which the commands run, runs commands.
+
+    Raises:
+        InputError: it does not, like `nologin`, the shell of accounts of services.
+    """
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    text = f"SHELL: found {shell!r}, which runs no commands; allowed: a shell, such as /bin/sh"
+    try:
+        command = [shell, "-c", "exit 7"]
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise InputError(f"{text} ({error.strerror})") from None
+    if done.returncode != 7:
+        raise InputError(text)
 
 
 def check_cache(root: Path) -> None:

@@ -21,8 +21,6 @@ from toycircuits.core.replace import replacing
 # `toycircuits repro` gives its commands the path of a file in this variable.
 READ = "DVC_PARALLEL_READ"
 
-_modules_when_read = set[Path]()
-
 
 def name_in(stage_name: str) -> str:
     """The name of a run or an experiment in that of a stage; any other text is returned.
@@ -42,22 +40,25 @@ Name = Annotated[str, typer.Argument(parser=name_in, metavar="NAME")]
 def stage() -> Iterator[None]:
     """Run the body of a stage: bad input becomes one line, and so do inputs edited meanwhile."""
     inputs.forget()
-    _modules_when_read.clear()
-    with exit_on_bad_input():
-        inputs.note(sys.argv[0], Path(sys.argv[0]).read_bytes())
-        yield
-        refuse_edits()
+    try:
+        with exit_on_bad_input():
+            if not inputs.note_script():
+                raise InputError(f"{sys.argv[0]}: edited while the stage started; run it again")
+            yield
+            refuse_edits()
+    finally:
+        inputs.close_imports(False)
 
 
 def all_read(*but: Path) -> None:
     """Tell `toycircuits repro` that this process has read its code, its settings and its inputs.
 
-    From now on, an edit of these does not disturb the stage.
+    From now on, an edit of these does not disturb the stage, and it must not import any more code.
 
     Args:
         but: inputs that the process goes on reading.
     """
-    _modules_when_read.update(inputs.imported())
+    inputs.close_imports(True)
     if file := os.environ.get(READ):
         with replacing(Path(file)) as partial:
             partial.write_bytes(b"".join(os.fsencode(path) + b"\n" for path in but))
@@ -80,10 +81,7 @@ def refuse_edits() -> None:
 
     Raises:
         SystemExit: `dvc repro` runs this stage, and somebody has edited what it has read.
-        RuntimeError: code was imported after `all_read`, which is a mistake in the stage.
     """
-    if _modules_when_read and (late := set(inputs.imported()) - _modules_when_read):
-        raise RuntimeError(f"{min(late)}: imported after all inputs were said to be read")
     if READ in os.environ:  # `toycircuits repro` watches the inputs
         return
     if edited := inputs.edited():

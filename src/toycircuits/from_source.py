@@ -13,6 +13,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 PACKAGE = "toycircuits."
+_CODE = sys._getframe().f_code  # of this module
 
 
 class SourceLoader(SourceFileLoader):
@@ -32,7 +33,13 @@ class SourceLoader(SourceFileLoader):
 
 
 class SourceFinder(MetaPathFinder):
-    """Finds the modules of this package where Python does."""
+    """Finds the modules of this package where Python does.
+
+    Attributes:
+        is_closed: whether imports are refused: this process has said that it has read its code.
+    """
+
+    is_closed = False
 
     def find_spec(
         self, fullname: str, path: Any, target: ModuleType | None = None
@@ -49,9 +56,29 @@ class SourceFinder(MetaPathFinder):
 
 
 def import_from_source() -> None:
-    """Let all later imports of this package read its source files."""
+    """Let all later imports of this package read its source files.
+
+    The package's `__init__.py` calls this, at whose time Python itself has loaded two modules.
+
+    Raises:
+        ImportError: for one of them, Python has run cached bytecode that is not of its source.
+    """
+    _check(sys.modules[PACKAGE.rstrip(".")], sys._getframe(1).f_code)
+    _check(sys.modules[__name__], _CODE)
     # A process may have imported an earlier state of this module, whose finder goes.
     others = [finder for finder in sys.meta_path if type(finder).__name__ != SourceFinder.__name__]
     # Right before Python's own, so that other tools that change imports keep their place.
     place = others.index(PathFinder) if PathFinder in others else len(others)
     sys.meta_path[:] = [*others[:place], SourceFinder(), *others[place:]]
+
+
+def _check(module: ModuleType, code: CodeType) -> None:
+    """Note the hash of the source of `module`, if `code` is what it says."""
+    loader, file = module.__loader__, module.__file__
+    if type(loader) is not SourceFileLoader or not file:  # a tool that changes imports
+        return
+    source = loader.get_data(file)
+    if compile(source, file, "exec", dont_inherit=True) != code:
+        cached = f"remove {module.__cached__}, and run it again"
+        raise ImportError(f"{file}: Python has run other code than is in it; {cached}")
+    loader.digest = hashlib.sha256(source).hexdigest()  # type: ignore[attr-defined]
