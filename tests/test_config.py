@@ -1,6 +1,7 @@
 """Whatever a person gets wrong in params.yaml is said in one line, before any work."""
 
 import copy
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from toycircuits.core.config import (
     experiment_tree,
     find_run,
     read_params,
+    read_text,
 )
 
 
@@ -327,3 +329,28 @@ def test_at_key_completes_the_path() -> None:
         at_key("quick.exp"),
     ):
         raise InputError("train.lr: missing key")
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """Git carries links to devices, and reading a device or a pipe may never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("zero.yaml", "/dev/zero"), ("pipe.yaml", "pipe")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputError, match=f"{name}: cannot be read: it is a device, pipe or"):
+            read_params(tmp_path / name)
+    (tmp_path / "file.yaml").write_text("a: 1")
+    (tmp_path / "link.yaml").symlink_to("file.yaml")
+    assert read_params(tmp_path / "link.yaml") == {"a": 1}
+
+
+def test_a_file_is_read_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("abc")
+    assert read_text(path, limit=3) == "abc"
+    with pytest.raises(InputError, match="cannot be read: found more than 2 bytes; allowed: at"):
+        read_text(path, limit=2)
+    os.truncate(path, 2**40)  # a sparse file: it takes no room
+    with pytest.raises(InputError, match="found more than 4000000 bytes"):
+        read_params(path)
+    with pytest.raises(InputError, match="found more than 64000000 bytes"):
+        read_text(path)

@@ -17,11 +17,13 @@ from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from toycircuits.core.inputs import note
+from toycircuits.core.inputs import note, read_bytes
 from toycircuits.core.messages import in_one_line, short
 from toycircuits.core.messages import quoted as quoted
+from toycircuits.core.plain_yaml import LARGEST as LARGEST_YAML
 from toycircuits.core.plain_yaml import check_plain, parse_yaml
 
+LARGEST_TEXT = 64_000_000  # bytes of a file; our own are far below
 STRUCTURE = ("scale", "experiments", "runs", "released")  # the other top-level keys are scales
 SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
 NAME = r"[A-Za-z][A-Za-z0-9_]{0,99}"  # names become parts of paths, which may have 255 bytes
@@ -253,17 +255,19 @@ class Run:
         return cls.parse(*self.values(name, variant))
 
 
-def read_text(path: Path | str, hint: str = "") -> str:
+def read_text(path: Path | str, hint: str = "", limit: int = LARGEST_TEXT) -> str:
     """The text of the file at `path`, which is UTF-8 without unresolved conflicts of a merge.
 
     Args:
         hint: how to get the file again: the end of the message.
+        limit: the largest size that is allowed, in bytes.
 
     Raises:
-        InputError: the file is absent or cannot be read, or holds something else.
+        InputError: the file is absent, is too large, is no regular file or cannot be read, or it
+            holds something else.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_bytes(path, limit)
         note(path, content)
         text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
@@ -319,7 +323,7 @@ def read_yaml(path: Path | str, aliases: bool = True) -> Any:
         InputError: one line with the file and the line or key: the file cannot be read, is not
             valid, is too large or nested too deeply, or has something else in it.
     """
-    text = read_text(path)
+    text = read_text(path, limit=4 * LARGEST_YAML)  # a character has at most 4 bytes
     try:
         values = parse_yaml(text, aliases)
         check_plain(values)
