@@ -26,27 +26,6 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
     Raises:
         OSError: there is no such file, or it is a folder, device or pipe, or too large.
     """
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is a device, pipe or socket; allowed: a regular file")
-    with open(path, "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"found more than {limit} bytes; allowed: at most {limit}")
-    return content
-
-
-def read_bytes(path: Path | str, limit: int) -> bytes:
-    """The content of the regular file at `path`. Devices and pipes might never end.
-
-    Args:
-        limit: the largest size that is allowed, in bytes.
-
-    Raises:
-        OSError: there is no such file, or it is a folder, device or pipe, or too large.
-    """
     mode = Path(path).stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
