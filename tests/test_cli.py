@@ -67,6 +67,7 @@ def test_list_distinguishes_fresh_stale_and_missing(project: Project) -> None:
     assert states() == ["stale", "stale"]
     final = "artifacts/trajectories/list_copy_10_again"
     changed["runs"]["list_copy_10_again"] = changed["runs"]["list_copy_10"] | {"final": final}
+    changed["experiments"]["list_copy_10"]["runs"].append("list_copy_10_again")
     project.write_params(changed)
     rows = toycircuits(project.folder, "list").splitlines()
     assert [line.split()[-1] for line in rows if "again" in line] == ["missing"]

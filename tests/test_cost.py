@@ -49,7 +49,7 @@ RECORD = {
 }
 FRAME = """\
 scale: quick
-experiments: {e: {slice: list_copy}}
+experiments: {e: {slice: list_copy, runs: [a]}}
 runs: {a: {experiment: e, slice: list_copy, final: artifacts/trajectories/a}}
 released: []
 quick: {e: {train: {lr: 1}}}

@@ -358,10 +358,13 @@ def test_a_damaged_object_of_the_cache_is_found_and_mended(project: Project) -> 
     assert project.run("toycircuits", "fsck")[0] == 0
 
 
-def test_a_full_cache_is_an_error(project: Project, tiny_disk: Path) -> None:
+def test_a_full_cache_is_an_error(
+    project: Project, tmp_path: Path, small_disk: Callable[[Path, str], None]
+) -> None:
     """DVC says so, but ends with exit code 0 and a lock in which all is well."""
+    small_disk(tmp_path / "disk", "size=256k")
     with (project.folder / ".dvc/config").open("a") as file:
-        file.write(f"[cache]\n    dir = {tiny_disk / 'cache'}\n")
+        file.write(f"[cache]\n    dir = {tmp_path / 'disk/cache'}\n")
     change_training(project, lr=0.001, checkpoint_every=1)
     code, _, err = project.run("toycircuits", "repro", f"train@{RUN}")
     assert code == 1

@@ -70,7 +70,7 @@ def test_records_that_cannot_be_read_are_named_before_anything_runs(tmp_path: Pa
     file.write_text("[]")
     code, _, err = project.run("toycircuits", "repro")
     assert code == 2
-    assert one_line(err).startswith("error: reports/stages.json: found a list; allowed: ")
+    assert one_line(err).startswith("error: reports/stages.json: found []; allowed: ")
     assert file.read_text() == "[]"
     assert not (project.folder / "artifacts").exists()
 
