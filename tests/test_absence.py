@@ -1,6 +1,7 @@
 """An absent file agrees with nothing, and what cannot be looked at is not absent."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_repository_of_another_user_gets_the_remedy_of_git(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / ".git"), "git finds no repository here"),
+        (lambda folder: shutil.rmtree(folder / ".git"), "; `git init && git add --all && "),
         (lambda folder: (folder / ".git/index").write_text("x"), "git fails: fatal: "),
         (lambda folder: (folder / ".git/HEAD").unlink(), "git finds no repository here"),
         (lambda folder: os.environ.update(PATH="/nowhere"), "cannot be started: .*; install git"),
@@ -194,6 +195,61 @@ def test_the_repository_of_something_else_is_not_that_of_the_project(tmp_path: P
     (tmp_path / "project/file").touch()
     with pytest.raises(InputError, match="has no file of this folder; `git add` the project"):
         files_in_git(tmp_path / "project")
+
+
+def test_variables_of_git_hooks_name_no_other_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    for folder in (ours, other):
+        folder.mkdir()
+        (folder / folder.name).touch()
+        output(folder, "git", "init", "--quiet")
+        output(folder, "git", "add", folder.name)
+    for name, place in (("DIR", ".git"), ("INDEX_FILE", ".git/index"), ("WORK_TREE", ".")):
+        monkeypatch.setenv(f"GIT_{name}", str(other / place))
+    monkeypatch.setenv("GIT_PREFIX", "nothing/")
+    monkeypatch.setenv("GIT_COMMON_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(other / ".git/objects"))
+    assert files_in_git(ours) == {"ours"}
+
+
+def test_git_does_not_carry_what_somebody_intends_to_add(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    output(tmp_path, "git", "init", "--quiet")
+    for name in ("full", "empty", "intended", "intended_and_empty"):
+        (folder / name).write_text("x" if name in ("full", "intended") else "")
+    output(folder, "git", "add", "full", "empty")
+    output(folder, "git", "add", "--intent-to-add", "intended", "intended_and_empty")
+    assert files_in_git(folder) == {"full", "empty"}
+    (folder / "full").write_text("edited")
+    assert files_in_git(folder) == {"full", "empty"}
+    everything = files_in_git(folder, "--cached", "--others", "--exclude-standard")
+    assert everything == {"full", "empty", "intended", "intended_and_empty"}
+
+
+@pytest.mark.parametrize(
+    ("rev", "kind"),
+    [
+        ("HEAD:src/file", "a file"),
+        (":src/file", "a file"),
+        ("a_tag_of_a_file", "a file"),
+        ("HEAD:src", "a folder"),
+        ("HEAD^{tree}", "a folder"),
+    ],
+)
+def test_what_is_no_commit_is_no_revision(tmp_path: Path, rev: str, kind: str) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/file").write_text("x")
+    (tmp_path / ".dvc").mkdir()
+    output(tmp_path, "git", "init", "--quiet")
+    output(tmp_path, "git", "add", "src")
+    output(tmp_path, "git", "commit", "--quiet", "--message", "start")
+    output(tmp_path, "git", "tag", "-a", "-m", "tag", "a_tag_of_a_file", "HEAD:src/file")
+    message = f"rev: found {rev!r}, which is {kind} in git and no commit; allowed: a git revision"
+    with pytest.raises(InputError, match=re.escape(message)):
+        Files(tmp_path, rev, tmp_path / "scratch").get(Path("src/file"))
 
 
 def test_answers_of_git_other_than_yes_are_allowed_one_by_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the results for changed after every run. So they are in a file of their own besi
 import hashlib
 import json
 import math
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,10 +137,22 @@ def _lock_entry(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """The output of a git command; None if it fails or there is no git."""
+    """The output of a git command in the repository around `folder`.
+
+    None if it fails or there is no git.
+    """
+    # In its hooks, git names a repository, which may be another one.
+    named = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"}
+    named |= {"GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE"}
+    environment = {name: value for name, value in os.environ.items() if name not in named}
     try:
         done = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+            ["git", *words],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError:
         return None

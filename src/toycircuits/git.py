@@ -10,9 +10,19 @@ from pathlib import Path
 from toycircuits.core.config import InputError
 from toycircuits.core.paths import exists
 
+MAKE_REPOSITORY = "`git init && git add --all && git commit -m start`"
+# Git sets them for its hooks. They name a repository, which may be another one than ours.
+PLACES = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_IMPLICIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_GRAFT_FILE"),
+    *("GIT_SHALLOW_FILE", "GIT_REPLACE_REF_BASE", "GIT_NO_REPLACE_OBJECTS", "GIT_NAMESPACE"),
+)
+
 
 def git(root: Path, *arguments: str, codes: Collection[int] = (0,)) -> tuple[int, str]:
     """The exit code and the standard output of git in the folder `root`.
+
+    The repository is the one around `root`, also where variables such as GIT_DIR name another one.
 
     Args:
         codes: the exit codes that are answers. All others are errors.
@@ -21,7 +31,8 @@ def git(root: Path, *arguments: str, codes: Collection[int] = (0,)) -> tuple[int
         InputError: git is not installed or fails. The message has git's own words and remedy.
     """
     command = ["git", *arguments]
-    environment = os.environ | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+    environment = {name: value for name, value in os.environ.items() if name not in PLACES}
+    environment |= {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
     except OSError as error:
@@ -53,21 +64,26 @@ def _reason(words: str) -> str:
         return f"{owner}; `{found[0].strip()}` allows it"
     reason = " ".join(words.split()) or "it does not say why"
     if "not a git repository" in words:
-        return f"git finds no repository here ({reason}); clone the project, or call `git init`"
+        return f"git finds no repository here ({reason}); {MAKE_REPOSITORY} makes one"
     return f"git fails: {reason}"
 
 
 def files_in_git(root: Path, *options: str) -> set[str]:
     """Files of the project in the folder `root` that git carries, relative to `root`.
 
+    Git does not carry the content of a file after `git add --intent-to-add`: it is left out.
+
     Args:
-        options: of `git ls-files`, for other files.
+        options: of `git ls-files`, for other files. Then nothing is left out.
 
     Raises:
         InputError: git cannot list them, or its repository does not hold this project.
     """
     _, listed = git(root, "ls-files", "-z", *options)
     names = {name for name in listed.split("\0") if name}
+    if not options:
+        intended = ("--diff-filter=A", "--name-only", "--relative", "--ignore-submodules", "-z")
+        names -= {*git(root, "diff-files", *intended)[1].split("\0")}
     if (
         not names
     ):  # the folder lies in a repository of something else, which knows none of its files

@@ -135,6 +135,7 @@ def _check_revision(root: Path, rev: str) -> None:
 
     if not rev.strip() or "\0" in rev:  # git would take it for another one
         raise InputError(f"rev: found {rev!r}; allowed: a git revision or a `dvc exp` name")
+    _refuse_other_objects(root, rev)
     _, answer = git(root, "rev-parse", "--is-shallow-repository")
     try:
         with closing(SCM(str(root))) as scm:
@@ -144,3 +145,13 @@ def _check_revision(root: Path, rev: str) -> None:
         hint = "; this clone lacks old revisions, and `git fetch --unshallow` brings them"
         hint = hint if answer.strip() == "true" else ""
         raise InputError(f"rev: found {rev!r}; {allowed} of {root}{hint}") from None
+
+
+def _refuse_other_objects(root: Path, rev: str) -> None:
+    """Raise an `InputError` if `rev` names a file or a folder in git, such as HEAD:params.yaml."""
+    kinds = {"blob": "a file", "tree": "a folder"}
+    for name in (rev, f"{rev}^{{}}"):  # what a tag stands for
+        _, answer = git(root, "cat-file", "-t", "--end-of-options", name, codes=(0, 128))
+        if found := kinds.get(answer.strip()):
+            text = f"found {rev!r}, which is {found} in git and no commit"
+            raise InputError(f"rev: {text}; allowed: a git revision or a `dvc exp` name")

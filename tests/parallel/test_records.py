@@ -14,7 +14,7 @@ from project import output
 from ruamel.yaml import YAML
 
 from dvc_parallel.files import replacing
-from dvc_parallel.records import Records
+from dvc_parallel.records import Records, _git
 
 pytestmark = pytest.mark.slow
 BUSY = "python3 -c 'import time; [0 for _ in iter(lambda: time.process_time() > 1, True)]'"
@@ -90,6 +90,19 @@ def test_what_git_does_not_tell_is_recorded_as_not_known(
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     graph.run()
     assert {(r["commit"], r["edited"]) for r in records(graph).values()} == {("", None)}
+
+
+def test_variables_of_git_hooks_name_no_other_repository(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (graph.folder, tmp_path):
+        output(folder, "git", "init", "--quiet")
+        output(folder, "git", "commit", "--quiet", "--allow-empty", "-m", str(folder))
+    commit = output(graph.folder, "git", "rev-parse", "HEAD")
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_DIR", str(tmp_path / ".git"))
+        patch.setenv("GIT_INDEX_FILE", str(tmp_path / ".git/index"))
+        assert _git(graph.folder, "rev-parse", "HEAD") == commit
 
 
 def test_time_of_interrupted_attempts_counts(graph: Graph) -> None:

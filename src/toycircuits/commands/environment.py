@@ -10,7 +10,7 @@ from pathlib import Path
 from dvc_parallel.engines import THREADS
 from toycircuits.core.config import InputError
 from toycircuits.core.paths import RESUME, exists
-from toycircuits.git import has_git
+from toycircuits.git import MAKE_REPOSITORY, has_git
 
 
 def check_environment(root: Path, is_local: bool = True) -> None:
@@ -105,8 +105,8 @@ def check_git(root: Path) -> None:
 
     if not Config(str(root / ".dvc"))["core"].get("no_scm"):
         text = "this folder is not a git repository, and only `toycircuits repro --scale` and what "
-        text += "reads results work without one; `git init && git add --all && git commit -m start`"
-        raise InputError(f"{root}: {text} makes it one")
+        text += "reads results work without one"
+        raise InputError(f"{root}: {text}; {MAKE_REPOSITORY} makes it one")
 
 
 def check_bars() -> None:
