@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from imports import SRC, texts
-from project import python
+from project import ROOT, python
 
 from toycircuits.commands.template import ablations as template_ablations
 from toycircuits.commands.template import model as template_model
@@ -211,3 +211,17 @@ def test_the_only_import_of_a_slice_by_name_is_in_the_contract() -> None:
             "importlib.import_module(f'{PACKAGE}.{slice_name}.{module}')"
         ]
     }
+
+
+def test_the_outline_of_a_model_does_not_load_the_compiler() -> None:
+    """It would take seconds in each stage that reads weights."""
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from toycircuits.core.trained_models import load_final_models\n"
+        "for file in sorted(Path('reports/weights').glob('*.safetensors')):\n"
+        "    [*load_final_models(file, torch.device('cpu'))]\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    fast = "from toycircuits.core.fast_import import import_transformer_lens as f; f(); "
+    assert python(ROOT, "-c", fast + code, PYTHONPATH=str(SRC)).strip() == "False"

@@ -29,6 +29,9 @@ from toycircuits.core.paths import model_name
 from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.train_settings import TrainSettings
 
+# Settings above this, and above every size of the weights, may say that a model fills the memory.
+USUAL = 1024
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -156,13 +159,29 @@ def build_model(
             return architecture.build(settings, data_settings, torch.Generator().manual_seed(0))
 
     try:
-        with torch.device("meta"):  # takes no memory, however large the settings say the model is
-            _check_fit(state, build(), origin)
+        if _largest(settings.model_dump()) > max(USUAL, *_sizes(state)):
+            with torch.device("meta"):  # takes no memory, but three seconds
+                _check_fit(state, build(), origin)
         model = build()
+        _check_fit(state, model, origin)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, OverflowError) as error:  # torch has no class for bad sizes
         raise InputError(f"{origin}: {' '.join(str(error).split())}") from None
     return model, data_settings
+
+
+def _largest(settings: Any) -> int:
+    """The largest integer in plain values; 0 if there is none."""
+    if isinstance(settings, Mapping):
+        settings = [*settings.values()]
+    if isinstance(settings, list | tuple):
+        return max(map(_largest, settings), default=0)
+    return settings if isinstance(settings, int) else 0
+
+
+def _sizes(state: Mapping[str, Tensor]) -> list[int]:
+    """The sizes of all tensors along all their dimensions."""
+    return [size for tensor in state.values() for size in tensor.shape]
 
 
 def _check_fit(state: Mapping[str, Tensor], outline: HookedRootModule, origin: Path) -> None:
