@@ -144,6 +144,8 @@ def _checkpoint(files: Files, trajectory: Trajectory, step: int, run: str) -> Pa
         names = files.names(trajectory.folder) if checkpoint is None else []
     except FileNotFoundError as error:
         raise InputError(f"run {run!r}: no checkpoints here ({error}); {hint}") from None
+    except InputError as error:  # DVC's cache lacks the list of checkpoints, as in a clone
+        raise InputError(f"run {run!r}: {error}; {hint}") from None
     if checkpoint is not None:
         return checkpoint
     if not names:
