@@ -23,7 +23,6 @@ Five things differ from `dvc repro`:
 import contextlib
 import json
 import logging
-import shutil
 import sys
 import time
 from collections import Counter
@@ -43,9 +42,9 @@ from dvc.rwlock import RWLOCK_FILE, rwlock
 from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_lockfile
-from dvc.utils.serialize import modify_yaml
 
-from dvc_parallel.files import State, replacing, settled_state_of
+from dvc_parallel.files import State, settled_state_of
+from dvc_parallel.lock_file import edited_lock
 from dvc_parallel.places import check_outputs, check_writable
 from dvc_parallel.stage_status import Output, Stage, Status, differences, is_absent, status
 
@@ -359,11 +358,7 @@ class Bookkeeping:
     def _enter(self, stages: list[Stage], dvcfile: Any) -> None:
         """Like DVC's `Lockfile.dump_stages`, which writes in place. This replaces the file."""
         path = Path(dvcfile._lockfile.path)
-        with ExitStack() as stack:
-            partial = stack.enter_context(replacing(path))
-            if path.exists():
-                shutil.copy(path, partial)
-            lock = stack.enter_context(modify_yaml(partial, fs=self.repo.fs))
+        with edited_lock(path, self.repo.fs) as lock:
             if not lock:
                 lock.update({"schema": "2.0"})
             entries = lock["stages"] = lock.get("stages", {})

@@ -120,11 +120,12 @@ def _all_in(path: str) -> Iterator[str]:
     yield path
     if not Path(path).is_dir():
         return
-    for folder, folders, files in os.walk(path, followlinks=True, onerror=_raise):
+    for folder, folders, files in os.walk(path, followlinks=True, onerror=raise_unless_gone):
         folders[:] = sorted(set(folders) - NO_INPUTS)
         yield from (f"{folder}/{name}" for name in sorted([*folders, *files]))
 
 
-def _raise(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # a folder that was just removed has no files
+def raise_unless_gone(error: OSError) -> None:
+    """For `os.walk`: raise `error`, unless it means that a folder was just removed or replaced."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error

@@ -1,14 +1,12 @@
 """Entries of dvc.lock that no stage has any more, and the files that all stages need."""
 
-import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from dvc.fs import localfs
-from dvc.utils.serialize import modify_yaml
 
 from dvc_parallel.bookkeeping import Bookkeeping
-from dvc_parallel.files import replacing
+from dvc_parallel.lock_file import edited_lock
 from dvc_parallel.stage_status import Output
 
 
@@ -20,11 +18,9 @@ def entries_without_stage(book: Bookkeeping) -> list[str]:
 def drop_entries(book: Bookkeeping, names: Collection[str]) -> None:
     """Remove the entries `names` from dvc.lock. All other entries keep their bytes."""
     path = Path(book.repo.root_dir) / "dvc.lock"
-    with book.locked(), replacing(path) as partial:
-        shutil.copy(path, partial)
-        with modify_yaml(str(partial), fs=book.repo.fs) as lock:
-            for name in names:
-                lock["stages"].pop(name, None)
+    with book.locked(), edited_lock(path, book.repo.fs) as lock:
+        for name in names:
+            lock["stages"].pop(name, None)
 
 
 def needed_files(book: Bookkeeping) -> set[str]:

@@ -19,7 +19,7 @@ from dvc.fs import localfs
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
-from dvc_parallel.files import NO_INPUTS
+from dvc_parallel.files import NO_INPUTS, raise_unless_gone
 
 Stage: TypeAlias = Any  # dvc.stage.Stage, which has no types
 Output: TypeAlias = Any  # dvc.output.Output; an input is one, too
@@ -112,7 +112,7 @@ def exists(item: Output) -> bool:
     if not item.exists:  # .dvcignore names it
         return False
     _check_readable(item.fs_path)
-    for folder, folders, files in os.walk(item.fs_path, onerror=_refuse):
+    for folder, folders, files in os.walk(item.fs_path, onerror=raise_unless_gone):
         folders[:] = set(folders) - NO_INPUTS
         for name in files:
             _check_readable(f"{folder}/{name}")
@@ -122,11 +122,6 @@ def exists(item: Output) -> bool:
 def _check_readable(path: str) -> None:
     if Path(path).exists() and not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-
-
-def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):  # a file, or just removed
-        raise error
 
 
 def is_absent(out: Output) -> bool:

@@ -94,7 +94,7 @@ def check_cache(root: Path) -> None:
 
 
 def check_git(root: Path) -> None:
-    """Check that there is a git repository, unless DVC is told to do without.
+    """Check that there is a git repository, unless DVC's settings say that it needs none.
 
     Raises:
         InputError: there is none, as in a ZIP of the project.
