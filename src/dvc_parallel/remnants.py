@@ -32,9 +32,10 @@ def needed_files(book: Bookkeeping) -> set[str]:
     stages = book.stages()
     outputs = [out for stage in stages for out in stage.outs]
     needed = {out.fs_path: out for out in outputs if out.hash_info and not out.use_cache}
-    for dep in (dep for stage in stages for dep in stage.deps):
+    inputs = {dep.fs_path: dep for stage in stages for dep in stage.deps}  # many stages share one
+    for path, dep in inputs.items():
         if dep.fs.protocol == "local" and not _is_made(dep, outputs):
-            needed[dep.fs_path] = dep
+            needed[path] = dep
     return {file for item in needed.values() for file in _files(item)}
 
 
