@@ -36,7 +36,7 @@ TINY = {
     **{"n_layers": 1, "n_heads": 2, "d_model": 4, "d_head": 3, "d_mlp": 5},
     **{"d_vocab": 7, "d_vocab_out": 6, "act_fn": "relu", "normalization": None},
     **{"use_bias": False, "freeze_W_V": False, "freeze_W_O": False},
-    "mask": ["1..", "11.", "111"],
+    "masks": [["1..", "11.", "111"]],
 }
 
 

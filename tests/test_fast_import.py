@@ -15,7 +15,7 @@ from transformer_lens import ActivationCache, FactoredMatrix
 print([name for name in fast_import.HEAVY if name in sys.modules])
 shape = dict(n_layers=1, n_heads=1, d_model=4, d_head=4, d_mlp=None, d_vocab=5, d_vocab_out=5)
 rest = dict(act_fn=None, normalization="LN", use_bias=True, freeze_W_V=False, freeze_W_O=False)
-settings = TransformerSettings.parse(shape | rest | {{"mask": ["1.", "11"]}}, "model")
+settings = TransformerSettings.parse(shape | rest | {{"masks": [["1.", "11"]]}}, "model")
 model = Transformer(settings, torch.Generator().manual_seed(0))
 tokens = torch.tensor([[1, 2]])
 logits, cache = model.run_with_cache(tokens)

@@ -17,7 +17,7 @@ SHAPE = {
     **{"n_layers": 2, "n_heads": 3, "d_model": 12, "d_head": 4, "d_mlp": 20, "act_fn": "relu"},
     **{"d_vocab": 9, "d_vocab_out": 7, "normalization": "LN", "use_bias": True},
     **{"freeze_W_V": False, "freeze_W_O": False},
-    "mask": tuple("1" * (query + 1) + "." * (5 - query) for query in range(6)),
+    "masks": (tuple("1" * (query + 1) + "." * (5 - query) for query in range(6)),),
 }
 
 

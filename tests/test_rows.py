@@ -36,7 +36,7 @@ def random_model(make_model: MakeModel, rng: random.Random, d_vocab: int) -> Tra
     frozen = {f"freeze_{name}": rng.random() < 0.3 for name in ("W_V", "W_O")}
     d_head = width if any(frozen.values()) else rng.choice([width, 3, 17])
     model = make_model(
-        **{"seed": rng.randrange(1000), "mask": mask, "n_layers": rng.randint(1, 3)},
+        **{"seed": rng.randrange(1000), "masks": [mask], "n_layers": rng.randint(1, 3)},
         **{"n_heads": rng.randint(1, 3), "d_model": width, "d_head": d_head, **rng.choice(MLPS)},
         **{"normalization": rng.choice([None, "LN"]), "use_bias": rng.random() < 0.5},
         **{"d_vocab": d_vocab, **frozen},
@@ -155,7 +155,7 @@ def test_fewer_positions_than_the_mask_has(make_model: MakeModel) -> None:
 
 
 def test_a_position_that_looks_ahead_needs_what_it_looks_at(make_model: MakeModel) -> None:
-    model = make_model(mask=BACKWARDS)
+    model = make_model(masks=[BACKWARDS])
     tokens = some_tokens(model.settings, 5)[:, :2]
     blind = "found 2 positions; position 0 may attend to none of them"
     with pytest.raises(ValueError, match=blind):
@@ -163,7 +163,7 @@ def test_a_position_that_looks_ahead_needs_what_it_looks_at(make_model: MakeMode
     with pytest.raises(ValueError, match=blind):
         model(tokens, read=[0])
     with pytest.raises(ValueError, match=blind):  # it sees position 0, which the layer below needs
-        make_model(mask=BACKWARDS, n_layers=2)(tokens, read=[1])
+        make_model(masks=[BACKWARDS], n_layers=2)(tokens, read=[1])
     assert model(tokens, read=[1]).shape == (5, 1, 6)
 
 
@@ -206,7 +206,7 @@ def test_rows_needed_by_hand(
 
 def test_rows_that_are_not_needed_have_no_influence(make_model: MakeModel) -> None:
     """Position 2 of BACKWARDS sees position 1 alone, so that in one layer 0 does not matter."""
-    model = make_model(mask=BACKWARDS)
+    model = make_model(masks=[BACKWARDS])
     tokens = some_tokens(model.settings, 4)
     other = tokens.clone()
     other[:, 0] = (other[:, 0] + 1) % 7

@@ -35,7 +35,7 @@ def plain_forward(w: Mapping[str, Tensor], settings: TransformerSettings, tokens
         variance = centred.square().mean(-1, keepdim=True)
         return centred / torch.sqrt(variance + 1e-5) * w[f"{name}.w"] + w[f"{name}.b"]
 
-    allowed = torch.tensor([[cell == "1" for cell in row] for row in settings.mask])
+    allowed = torch.tensor([[cell == "1" for cell in row] for row in settings.masks[0]])
     x = w["embed.W_E"][tokens] + w["pos_embed.W_pos"]
     for layer in range(settings.n_layers):
         attn, mlp = f"blocks.{layer}.attn.", f"blocks.{layer}.mlp."
@@ -74,7 +74,7 @@ def test_forward_equals_the_one_written_by_hand(
     mask: tuple[str, ...],
 ) -> None:
     model = make_model(
-        **{"n_layers": n_layers, "n_heads": n_heads, "d_head": 4 if frozen else 3, "mask": mask},
+        **{"n_layers": n_layers, "n_heads": n_heads, "d_head": 4 if frozen else 3, "masks": [mask]},
         **{"normalization": normalization, "use_bias": use_bias, **mlp},
         **{f"freeze_{name}": True for name in frozen},
     )
@@ -144,11 +144,11 @@ def test_residual_stream_adds_up(make_model: MakeModel) -> None:
 def test_patterns_are_distributions_over_the_allowed_keys(
     make_model: MakeModel, mask: tuple[str, ...]
 ) -> None:
-    model = make_model(mask=mask)
+    model = make_model(masks=[mask])
     _, cache = model.run_with_cache(some_tokens(model.settings, 4))
     pattern = cache["blocks.0.attn.hook_pattern"]
     assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
-    assert torch.equal(pattern[0, 0] > 0, torch.tensor(model.settings.allowed))
+    assert torch.equal(pattern[0, 0] > 0, torch.tensor(model.settings.allowed[0]))
 
 
 @pytest.mark.parametrize("freeze_W_O", [False, True])
@@ -242,7 +242,7 @@ def test_trained_biases_get_a_gradient(make_model: MakeModel) -> None:
 def test_parameter_counts_of_the_published_list_copy_model(make_model: MakeModel) -> None:
     model = make_model(
         **{"n_layers": 3, "n_heads": 1, "d_model": 8, "d_head": 8, **ATTENTION_ONLY},
-        **{"d_vocab": 101, "d_vocab_out": 101, "mask": COPY_100},
+        **{"d_vocab": 101, "d_vocab_out": 101, "masks": [COPY_100]},
         **{"freeze_W_V": True, "freeze_W_O": True},
     )
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -278,12 +278,12 @@ def test_initial_weights_are_one_stream_in_the_published_order(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": ["1..", "...", "111"]}, "mask row 1 is '...'; a query must see at least one key"),
-        ({"mask": ["1..", "11", "111"]}, "mask row 1 is '11'; allowed are 3 characters 1 or ."),
-        ({"mask": ["1.", "11", "11"]}, "mask row 0 is '1.'; allowed are 3 characters 1 or ."),
-        ({"mask": ["1..", "1x.", "111"]}, "mask row 1 is '1x.'; allowed are 3 characters 1 or ."),
-        ({"mask": []}, "model.mask: found []; "),
-        ({"mask": "1"}, 'model.mask: found "1"; '),
+        ({"masks": [["1..", "...", "111"]]}, "mask row 1 is '...'; a query must see at least one key"),
+        ({"masks": [["1..", "11", "111"]]}, "mask row 1 is '11'; allowed are 3 characters 1 or ."),
+        ({"masks": [["1.", "11", "11"]]}, "mask row 0 is '1.'; allowed are 3 characters 1 or ."),
+        ({"masks": [["1..", "1x.", "111"]]}, "mask row 1 is '1x.'; allowed are 3 characters 1 or ."),
+        ({"masks": []}, "model.masks: found []; "),
+        ({"masks": "1"}, 'model.masks: found "1"; '),
         ({"freeze_W_V": True}, "freeze_W_V needs d_head = d_model, found 3 and 4"),
         ({"freeze_W_O": True}, "freeze_W_O needs d_head = d_model, found 3 and 4"),
         ({"d_mlp": None}, "d_mlp is None and act_fn relu; both or neither are null"),

@@ -185,7 +185,7 @@ def test_bad_settings_are_named_in_one_line(
 
 def test_mask_and_frozen_values(settings: task.DataSettings) -> None:
     made = make_model(settings)
-    assert made.settings.allowed == [
+    assert made.settings.allowed[0] == [
         [True, False, False, False, False],
         [True, True, False, False, False],
         [True, True, True, False, False],
@@ -290,7 +290,7 @@ def test_uniform_pattern_by_hand(data: dict[str, Tensor], settings: task.DataSet
     uniform = next(step for columns, step in plan if columns["method"] == "uniform")
     with torch.no_grad(), ablated(made, uniform):
         acts = activations(made, data["all_inputs"])
-    allowed = torch.tensor(made.settings.allowed).float()
+    allowed = torch.tensor(made.settings.allowed[0]).float()
     expected = allowed / allowed.sum(1, keepdim=True)
     assert torch.allclose(acts["blocks.0.attn.hook_pattern"][:, 0], expected.expand(16, -1, -1))
     assert not torch.allclose(acts["blocks.1.attn.hook_pattern"][0, 0], expected)
@@ -337,7 +337,7 @@ def test_patterns_by_cell(data: dict[str, Tensor], settings: task.DataSettings) 
     assert len(table) == 2 * 2 * 25
     for _, pattern in table.groupby(["subset", "layer"]):
         cells = pattern["weight"].to_numpy().reshape(5, 5)
-        assert (~np.isnan(cells)).tolist() == made.settings.allowed
+        assert (~np.isnan(cells)).tolist() == made.settings.allowed[0]
         assert np.nansum(cells, axis=1) == pytest.approx(np.ones(5))
     cache = activations(made, data["all_inputs"])
     weight = cache["blocks.1.attn.hook_pattern"][9, 0, 2, 1].item()

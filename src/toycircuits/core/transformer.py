@@ -35,6 +35,7 @@ from toycircuits.core.rows import (
     take,
 )
 
+Allowed: TypeAlias = list[list[bool]]  # [query, key]
 PlanKey: TypeAlias = tuple[tuple[int, ...] | None, int, torch.device]  # read, positions, device
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
 LAYER_NORM_EPS = 1e-5
@@ -48,8 +49,12 @@ class TransformerSettings(Settings):
         normalization: "LN" (before attention, MLP and unembedding) or None.
         use_bias: whether biases are trained; otherwise all of them, b_U too, are frozen at zero.
         freeze_W_V, freeze_W_O: freeze the matrix to the identity, so that a head can only copy.
-        mask: one string for each query position, with one character for each key position: "1"
-            where the query may attend to the key and "." where not.
+        masks: one mask for all layers, or one for each. A mask has one string for each query
+            position, with one character for each key position: "1" where the query may attend to
+            the key and "." where not.
+        blind_queries: whether a query may have no key. Its attention pattern is a row of zeros.
+        fixed_tokens: for each position the token that it holds in all sequences of the task, or
+            None; empty if the task fixes no token.
     """
 
     n_layers: int = Field(ge=1, le=64)
@@ -64,27 +69,38 @@ class TransformerSettings(Settings):
     use_bias: bool
     freeze_W_V: bool
     freeze_W_O: bool
-    mask: tuple[str, ...] = Field(min_length=1, max_length=4096)
+    masks: tuple[tuple[str, ...], ...] = Field(min_length=1, max_length=64)
+    blind_queries: bool = False
+    fixed_tokens: tuple[int | None, ...] = ()
 
     @property
     def n_ctx(self) -> int:
         """Number of positions."""
-        return len(self.mask)
+        return len(self.masks[0])
 
     @property
-    def allowed(self) -> list[list[bool]]:
-        """The mask as booleans, [query, key]."""
-        return [[cell == "1" for cell in row] for row in self.mask]
+    def allowed(self) -> list[Allowed]:
+        """The mask of each layer as booleans, [query, key]."""
+        masks = [[[cell == "1" for cell in row] for row in mask] for mask in self.masks]
+        return masks * self.n_layers if len(masks) == 1 else masks
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for query, row in enumerate(self.mask):
-            if len(row) != self.n_ctx or set(row) - {"1", "."}:
+        if len(self.masks) not in (1, self.n_layers):
+            raise ValueError(
+                f"masks: found {len(self.masks)}; allowed are 1 for all layers or {self.n_layers}"
+            )
+        for mask in self.masks:
+            self._check_mask(mask)
+        if self.fixed_tokens and len(self.fixed_tokens) != self.n_ctx:
+            found, allowed = len(self.fixed_tokens), f"none or {self.n_ctx}, one for each position"
+            raise ValueError(f"fixed_tokens: found {found}; allowed are {allowed}")
+        for position, token in enumerate(self.fixed_tokens):
+            if token is not None and not 0 <= token < self.d_vocab:
                 raise ValueError(
-                    f"mask row {query} is {row!r}; allowed are {self.n_ctx} characters 1 or ."
+                    f"fixed_tokens: found {token} at position {position}; "
+                    f"allowed are null and tokens below {self.d_vocab}"
                 )
-            if "1" not in row:
-                raise ValueError(f"mask row {query} is {row!r}; a query must see at least one key")
         if (self.d_mlp is None) != (self.act_fn is None):
             raise ValueError(
                 f"d_mlp is {self.d_mlp} and act_fn {self.act_fn}; both or neither are null"
@@ -95,6 +111,18 @@ class TransformerSettings(Settings):
                     f"{name} needs d_head = d_model, found {self.d_head} and {self.d_model}"
                 )
         return self
+
+    def _check_mask(self, mask: tuple[str, ...]) -> None:
+        if len(mask) != self.n_ctx or not mask:
+            allowed = "one row for each position, as many in each layer"
+            raise ValueError(f"masks: found a mask of {len(mask)} rows; allowed are {allowed}")
+        for query, row in enumerate(mask):
+            if len(row) != self.n_ctx or set(row) - {"1", "."}:
+                raise ValueError(
+                    f"mask row {query} is {row!r}; allowed are {self.n_ctx} characters 1 or ."
+                )
+            if "1" not in row and not self.blind_queries:
+                raise ValueError(f"mask row {query} is {row!r}; a query must see at least one key")
 
 
 def has_hooks(*hooks: HookPoint) -> bool:
@@ -381,7 +409,7 @@ class Transformer(HookedRootModule):
             raise ValueError(f"read: found {read}; there are {n_pos} positions")
         key = (read, n_pos, device)
         if key not in self._plans:
-            allowed = [row[:n_pos] for row in self.settings.allowed[:n_pos]]
+            allowed = [row[:n_pos] for row in self.settings.allowed[0][:n_pos]]
             n_layers = self.settings.n_layers
             if read is None:
                 layers = all_rows(allowed, n_layers)

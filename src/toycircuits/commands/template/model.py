@@ -23,7 +23,7 @@ def build(settings: ModelSettings, data: Any, generator: torch.Generator) -> Tra
     shape = {
         **{"n_layers": 1, "n_heads": 1, "d_model": settings.d_model, "d_head": settings.d_model},
         **{"d_mlp": None, "act_fn": None, "normalization": None, "use_bias": False},
-        **{"freeze_W_V": False, "freeze_W_O": False, "mask": MASK},
+        **{"freeze_W_V": False, "freeze_W_O": False, "masks": [MASK]},
         **{"d_vocab": data.n_tokens, "d_vocab_out": data.n_tokens},
     }
     return Transformer(TransformerSettings.parse(shape, "model"), generator)

@@ -61,6 +61,6 @@ class ModelSettings(Settings):
 def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:
     """The model with initial weights from `generator`; its tokens are the numbers and SEP."""
     from_task = {"d_vocab": data.n_symbols + 1, "d_vocab_out": data.n_symbols + 1}
-    attention_only = {"d_mlp": None, "act_fn": None, "mask": MASKS[data.layout]}
+    attention_only = {"d_mlp": None, "act_fn": None, "masks": [MASKS[data.layout]]}
     shape = settings.model_dump() | from_task | attention_only
     return Transformer(TransformerSettings.parse(shape, "model"), generator)

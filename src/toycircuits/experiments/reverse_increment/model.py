@@ -36,6 +36,6 @@ def build(settings: ModelSettings, data: DataSettings, generator: torch.Generato
     """The model with initial weights from `generator`; its tokens are the symbols and BOS."""
     from_task = {"d_vocab": data.n_symbols + 1, "d_vocab_out": data.n_symbols + 1}
     nothing_frozen = {"freeze_W_V": False, "freeze_W_O": False}
-    mask = {"mask": causal_mask(2 * data.length)}
+    mask = {"masks": [causal_mask(2 * data.length)]}
     shape = settings.model_dump() | from_task | nothing_frozen | mask
     return Transformer(TransformerSettings.parse(shape, "model"), generator)

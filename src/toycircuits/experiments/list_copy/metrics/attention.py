@@ -32,7 +32,7 @@ def pattern_table(
 
     The weight of a cell that the mask forbids is NaN.
     """
-    allowed = np.array(model.settings.allowed)
+    allowed = np.array(model.settings.allowed[0])
     means = {name: patterns_of(model, inputs).mean(1) for name, inputs in subsets.items()}
     rows = []
     for layer in range(model.settings.n_layers):

@@ -27,7 +27,7 @@ def measure_copies(
     numbers = lists["inputs"][:, :LIST_LENGTH].cpu().numpy()
     tables = {
         "architecture": architecture_table(model),
-        "pattern_ranges": pattern_ranges(patterns, model.settings.allowed),
+        "pattern_ranges": pattern_ranges(patterns, model.settings.allowed[0]),
         "outcomes": outcome_table(outputs, numbers),
     }
     metrics = {"leaked_attention": leaked_attention(patterns)}
