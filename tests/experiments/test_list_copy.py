@@ -41,7 +41,7 @@ TRAIN |= {
     "compile": False,
     "weight_seeds": [0],
 }
-TRAIN |= {"batch_seeds": [0], "drop_last": False, "reshuffle": True}
+TRAIN |= {"batch_seeds": [0], "drop_last": False, "draw": "new_orders"}
 PROBE = {"folds": 2, "C": 1.0, "control_seed": 0}
 
 

@@ -44,10 +44,10 @@ TRAIN |= {
     "compile": False,
     "weight_seeds": [0],
 }
-TRAIN |= {"batch_seeds": [0], "drop_last": True, "reshuffle": False}
+TRAIN |= {"batch_seeds": [0], "drop_last": True, "draw": "same_order"}
 GRID = {
     **{"solved": 0.999, "plateau": [0.42, 0.52], "jumped": [0.8, 0.97]},
-    "batches": {"e_2l": "same order", "e_2l_reshuffle": "new orders"},
+    "batches": {"e_2l": "same order", "e_2l_new": "new orders"},
 }
 ABLATE = {"sample": [2, 1], "mean_lists": None}
 
@@ -85,16 +85,16 @@ def test_training_start_counts_the_lists_that_batches_leave_out(
 ) -> None:
     settings, data = published
     unseen = {}
-    for reshuffle in (False, True):
-        train = task.TrainSettings.parse(TRAIN | {"reshuffle": reshuffle}, "train")
+    for how in ("same_order", "new_orders"):
+        train = task.TrainSettings.parse(TRAIN | {"draw": how}, "train")
         start = training_start(data, settings, train).groupby("item")["value"].agg(list)
         assert start["first_lists"] == [60, 44, 28, 90, 93, 99, 19, 17, 49, 19]
         assert (start["training_lists"], start["held_out_lists"]) == ([8000], [2000])
         assert start["batches_per_epoch"] == [62]
-        unseen[reshuffle] = start["unseen_lists"]
-    assert unseen[False] == [8000, *[64] * 10]  # 8,000 less 62 batches of 128
-    assert unseen[True][:2] == [8000, 64]
-    assert 64 > unseen[True][2] >= unseen[True][10] == 0
+        unseen[how] = start["unseen_lists"]
+    assert unseen["same_order"] == [8000, *[64] * 10]  # 8,000 less 62 batches of 128
+    assert unseen["new_orders"][:2] == [8000, 64]
+    assert 64 > unseen["new_orders"][2] >= unseen["new_orders"][10] == 0
 
 
 def test_parameters_of_the_main_run(
@@ -107,7 +107,8 @@ def test_parameters_of_the_main_run(
 def test_params_say_what_was_published() -> None:
     params = read_params(ROOT / "params.yaml") | {"scale": "paper"}
     runs = [name for name in params["runs"] if name.startswith("list_copy_100")]
-    runs = [name for name in runs if not re.search("2l_(reshuffle|large)", name)]  # ours
+    ours = "2l_(frozen|reshuffle|large|widths)"
+    runs = [name for name in runs if not re.search(ours, name)]
     shapes = set()
     for name in runs:
         run = find_run(params, name)
@@ -120,7 +121,7 @@ def test_params_say_what_was_published() -> None:
         assert (train.stop.metric, train.stop.at_least) == ("accuracy", 0.999)
         assert train.length == (300_000 if main else 50_000)
         assert train.drop_last
-        assert train.reshuffle == name.endswith("reshuffle")
+        assert train.draw == ("new_orders" if name.endswith("reshuffle") else "same_order")
         for variant in run.variants:
             made = run.section("model", model.ModelSettings, variant)
             assert made.d_model == made.d_head == (8 if main else 128)
@@ -188,15 +189,15 @@ def test_accuracy_is_per_output_and_per_list(rule: Any, outputs: Any, lists: Any
 
 def test_the_first_epoch_is_replayed_or_not() -> None:
     settings, data = make_data(n_symbols=30, train_fraction=0.8)  # 720 lists: 5 batches, 80 over
-    for reshuffle in (False, True):
-        train = task.TrainSettings.parse(TRAIN | {"reshuffle": reshuffle}, "train")
+    for how in ("same_order", "new_orders"):
+        train = task.TrainSettings.parse(TRAIN | {"draw": how}, "train")
         stream = task.batches(data, settings, train, torch.Generator().manual_seed(0))
         assert stream.per_epoch == 5
         epochs = [torch.cat([stream.next()["inputs"] for _ in range(5)]) for _ in range(3)]
         assert all(len(epoch.unique(dim=0)) == 640 for epoch in epochs)
         seen = len(torch.cat(epochs).unique(dim=0))
-        assert seen == 640 if not reshuffle else seen > 640
-        assert torch.equal(epochs[0], epochs[2]) != reshuffle
+        assert seen == 640 if how == "same_order" else seen > 640
+        assert torch.equal(epochs[0], epochs[2]) == (how == "same_order")
 
 
 @pytest.mark.parametrize(
@@ -212,10 +213,11 @@ def test_data_that_does_not_fit_the_layout_is_refused(change: dict[str, Any]) ->
 
 
 def test_ranges_and_leaks_are_found_where_they_are() -> None:
-    allowed = [[cell == "1" for cell in row] for row in model.MASKS["in_place"]]
+    (mask,) = model.MASKS["in_place"]
+    allowed = [[cell == "1" for cell in row] for row in mask]
     uniform = np.array(allowed) / np.sum(allowed, axis=1, keepdims=True)
     patterns = np.tile(uniform, (3, 10, 1, 1, 1))
-    constant = pattern_ranges(patterns, allowed)
+    constant = pattern_ranges(patterns, [allowed] * 3)
     # The others have a single key, and nobody reads the last layer's SEP.
     read = {(0, "SEP"), (0, "o2"), (1, "SEP"), (1, "o2"), (2, "o2")}
     assert set(zip(constant["layer"], constant["query"], strict=True)) == read
@@ -224,7 +226,7 @@ def test_ranges_and_leaks_are_found_where_they_are() -> None:
     assert leaked_attention(patterns) == 0
     patterns[1, 3, 0, 2, :2] = 0.9, 0.1
     patterns[0, 7, 0, 4, 1] = 0.25
-    ranges = pattern_ranges(patterns, allowed)
+    ranges = pattern_ranges(patterns, [allowed] * 3)
     moved = ranges[ranges["max"] - ranges["min"] > 1e-9]
     cells = moved[["layer", "query", "key", "max"]].to_numpy().tolist()
     assert cells == [[1, "SEP", "d1", 0.9], [1, "SEP", "d2", 0.5]]
@@ -269,14 +271,14 @@ def tables() -> dict[str, pd.DataFrame]:
     to_measure = MeasureSettings.parse({"sample": [2, 1], "probe": None}, "measure")
     to_ablate = ablations.AblateSettings.parse(ABLATE, "ablate")
     frozen: dict[str, Any] = {"freeze_W_V": True, "freeze_W_O": True}
-    cases: list[tuple[str, str, dict[str, Any]]] = [("e", "", frozen), ("e_reshuffle", "", frozen)]
+    cases: list[tuple[str, str, dict[str, Any]]] = [("e", "", frozen), ("e_new", "", frozen)]
     for n_layers in (2, 3):
         for value, output in FREEZING:
             shape = {"n_layers": n_layers, "freeze_W_V": value, "freeze_W_O": output}
             cases.append((f"e_{n_layers}l", f"{value}-{output}", shape))
     shapes = {"no_LN": frozen | {"n_layers": 2}, "LN": frozen | {"n_layers": 2}}
     shapes["LN"]["normalization"] = "LN"
-    cases += [("e_2l_reshuffle", name, shape) for name, shape in shapes.items()]
+    cases += [("e_2l_new", name, shape) for name, shape in shapes.items()]
     parts: dict[str, list[pd.DataFrame]] = {}
     for run, variant, shape in cases:
         for seed in (0, 1):
@@ -319,7 +321,7 @@ def test_grid_table_puts_published_values_beside_their_cell(
     assert grid["rate"].tolist() == [0] * 4 + [0.5] * 4
     assert grid["step"].tolist()[4:] == [100] * 4
     assert ((grid["rate_low"] <= grid["rate"]) & (grid["rate"] <= grid["rate_high"])).all()
-    assert list(summaries["batch_orders"]["run"]) == ["e", "e_reshuffle"]
+    assert list(summaries["batch_orders"]["run"]) == ["e", "e_new"]
     assert len(summaries["models"]) == 2 * (2 + 8 + 2)
     batches = summaries["batches"][["norm", "batches", "models"]].to_numpy().tolist()
     assert batches == [

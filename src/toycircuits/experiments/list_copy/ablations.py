@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,6 +16,7 @@ from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.list_copy.task import (
     POSITIONS,
     DataSettings,
+    TrainSettings,
     accuracies,
     evaluation_lists,
     list_row,
@@ -45,11 +45,11 @@ class AblateSettings(Settings):
     sample: tuple[int, int]
     mean_lists: int | None = Field(ge=1)
 
-    def check(self, data: DataSettings, train: Any) -> None:
+    def check(self, data: DataSettings, train: TrainSettings) -> None:
         """Raise an `InputError` for a sample outside the task, or too few training lists."""
         list_row(self.sample, data, "ablate.sample")
-        if self.mean_lists is not None and self.mean_lists > data.n_train:
-            allowed = f"allowed is at most {data.n_train}"
+        if self.mean_lists is not None and self.mean_lists > (n_train := train.n_train(data)):
+            allowed = f"allowed is at most {n_train}"
             raise InputError(f"ablate.mean_lists: found {self.mean_lists}; {allowed}")
 
 

@@ -22,6 +22,12 @@ below ln(n_symbols) / 4.
 The model predicts each output at the output's own position, not one position earlier, and the
 loss can reach zero. All lists are split into training and validation lists; results are over the
 validation lists.
+
+`masked`
+  inputs   d1   d2   SEP  MASK MASK
+  targets  .    .    .    d1   d2
+
+As `in_place`, but the outputs have a token of their own.
 """
 
 import math
@@ -42,8 +48,11 @@ POSITIONS = ("d1", "d2", "SEP", "o1", "o2")
 LIST_LENGTH = 2
 SEP = 2  # position of the separator
 OUTPUTS = (3, 4)  # positions of the list's copy
-SCORED = {"next_token": (0, 1, 2, 3), "in_place": OUTPUTS}  # positions of predictions that count
-SIZES = {"next_token": ("n_lists", "n_sampled"), "in_place": ("train_fraction",)}  # of DataSettings
+# Positions of the predictions that count, and the settings of the data's size, by layout.
+SCORED = {"next_token": (0, 1, 2, 3), "in_place": OUTPUTS, "masked": OUTPUTS}
+SPLIT = ("train_fraction",)
+SIZES = {"next_token": ("n_lists", "n_sampled"), "in_place": SPLIT, "masked": SPLIT}
+BLOCK = 64  # batches that are drawn at a time; part of what a seed gives
 
 
 class DataSettings(TaskSettings):
@@ -51,14 +60,15 @@ class DataSettings(TaskSettings):
 
     Attributes:
         layout: what the model is given and which predictions count; see the module's docstring.
-        n_symbols: the numbers are 0 .. n_symbols - 1; the separator is the token n_symbols.
+        n_symbols: the numbers are 0 .. n_symbols - 1; the tokens after them are MASK, in the layout
+            `masked`, and SEP.
         n_lists: `next_token` only: number of random training lists; lists may repeat.
         n_sampled: `next_token` only: number of random lists for the original study's accuracy.
-        train_fraction: `in_place` only: share of all lists to train on.
+        train_fraction: `in_place` and `masked` only: share of all lists to train on.
         seed: seed of the random lists, or of the split.
     """
 
-    layout: Literal["next_token", "in_place"]
+    layout: Literal["next_token", "in_place", "masked"]
     n_symbols: int = Field(ge=2, le=1000)
     n_lists: int | None = Field(default=None, ge=1, le=10_000_000)
     n_sampled: int | None = Field(default=None, ge=1, le=10_000_000)
@@ -67,7 +77,7 @@ class DataSettings(TaskSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         needed = SIZES[self.layout]
-        for name in (name for names in SIZES.values() for name in names):
+        for name in dict.fromkeys(name for names in SIZES.values() for name in names):
             if (getattr(self, name) is not None) != (name in needed):
                 allowed = f"the layout {self.layout} needs {', '.join(needed)} and no other"
                 raise ValueError(f"{name}: {allowed}")
@@ -84,6 +94,19 @@ class DataSettings(TaskSettings):
         return int(self.train_fraction * self.n_symbols**2)
 
     @property
+    def n_tokens(self) -> int:
+        """Size of the vocabulary: the numbers, SEP, and in the layout `masked` MASK."""
+        return self.n_symbols + (2 if self.layout == "masked" else 1)
+
+    @property
+    def fixed_tokens(self) -> tuple[int | None, ...]:
+        """The token that each position holds in all sequences, or None."""
+        separator, written = self.n_tokens - 1, self.n_symbols
+        if self.layout == "next_token":
+            return (None, None, separator, None, None)
+        return (None, None, separator, written, written)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor that `generate` makes, by name."""
         lists, scored = self.n_symbols**2, len(SCORED[self.layout])
@@ -97,23 +120,42 @@ class DataSettings(TaskSettings):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the values that `evaluate` returns."""
-        if self.layout == "in_place":
-            return ("loss", "accuracy", "accuracy_lists")
-        return ("loss", "loss_floor", "accuracy", "accuracy_sampled")
+        if self.layout == "next_token":
+            return ("loss", "loss_floor", "accuracy", "accuracy_sampled")
+        return ("loss", "accuracy", "accuracy_lists")
 
 
 class TrainSettings(train_settings.TrainSettings):
     """How to train.
 
     Attributes:
-        drop_last: leave out the rows that do not fill a batch.
-        reshuffle: draw a new order of the rows for each epoch, and not one order for all.
+        drop_last: leave out the lists of an epoch that do not fill a batch.
+        draw: where batches come from. "same_order": epochs of the training lists in one order for
+            ever. "new_orders": a new order in each epoch. "fresh_train": every batch is drawn from
+            the training lists, with repetitions. "fresh_all": every batch is drawn so from all
+            lists, and results are over all lists, so that nothing is held out.
     """
 
     batch_size: int = Field(ge=1)
     batch_seeds: tuple[int, ...]
     drop_last: bool
-    reshuffle: bool
+    draw: Literal["same_order", "new_orders", "fresh_train", "fresh_all"]
+
+    @model_validator(mode="after")
+    def _without_epochs(self) -> Self:
+        if self.is_fresh and (self.unit == "epoch" or self.drop_last):
+            allowed = "unit: step and drop_last: false, because fresh draws have no epochs"
+            raise ValueError(f"draw: found {self.draw}; allowed with it are {allowed}")
+        return self
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether every batch is a draw of its own, and not a part of an epoch."""
+        return self.draw in ("fresh_train", "fresh_all")
+
+    def n_train(self, data: DataSettings) -> int:
+        """Number of lists that batches come from."""
+        return data.n_symbols**LIST_LENGTH if self.draw == "fresh_all" else data.n_train
 
     def check(self, data: DataSettings, train: Any) -> None:
         """Raise an `InputError` if `drop_last` leaves no batch, or as the base class does."""
@@ -122,10 +164,17 @@ class TrainSettings(train_settings.TrainSettings):
             allowed = f"at most the training lists, {data.n_train}"
             raise InputError(f"train.batch_size: found {self.batch_size}; allowed are {allowed}")
 
+    def select(self, data: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The data; with the draw `fresh_all`, all lists are training lists and none validates."""
+        if self.draw != "fresh_all":
+            return data
+        rest = {name: rows for name, rows in data.items() if name != "validation"}
+        return rest | {name: data[f"all_{name}"] for name in ("inputs", "targets")}
+
 
 def all_lists(n_symbols: int) -> Int[Tensor, "list 2"]:
     """Every ordered list, in lexicographic order: list (d1, d2) is row d1 * n_symbols + d2."""
-    numbers = torch.arange(n_symbols)
+    numbers = torch.arange(n_symbols, dtype=torch.int64, device="cpu")
     return torch.cartesian_prod(numbers, numbers)
 
 
@@ -140,13 +189,16 @@ def sequences(lists: Int[Tensor, "list 2"], settings: DataSettings) -> dict[str,
     >>> made = sequences(torch.tensor([[8, 3]]), settings)
     >>> made["inputs"].tolist(), made["targets"].tolist()
     ([[8, 3, 10, 10, 10]], [[8, 3]])
+    >>> settings = DataSettings(layout="masked", n_symbols=10, train_fraction=0.5, seed=0)
+    >>> sequences(torch.tensor([[8, 3]]), settings)["inputs"].tolist()
+    [[8, 3, 11, 10, 10]]
     """
-    separator = torch.full((len(lists), 1), settings.n_symbols)
-    if settings.layout == "in_place":
-        inputs = torch.cat([lists, separator, separator, separator], 1)
-        return {"inputs": inputs, "targets": lists}
-    inputs = torch.cat([lists, separator, lists], 1)
-    return {"inputs": inputs, "targets": inputs[:, 1:].clone()}
+    separator = lists.new_full((len(lists), 1), settings.n_tokens - 1)
+    if settings.layout == "next_token":
+        inputs = torch.cat([lists, separator, lists], 1)
+        return {"inputs": inputs, "targets": inputs[:, 1:].clone()}
+    outputs = torch.full_like(lists, settings.n_symbols)  # MASK, or in `in_place` SEP
+    return {"inputs": torch.cat([lists, separator, outputs], 1), "targets": lists}
 
 
 def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Tensor]:
@@ -156,7 +208,8 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
         inputs [n_train, pos], targets [n_train, scored]: the training lists.
         all_inputs [n_symbols^2, pos], all_targets [n_symbols^2, scored]: all lists, sorted.
         sampled [n_sampled] (`next_token`): rows of all lists, drawn with repetitions.
-        validation [n_symbols^2 - n_train] (`in_place`): rows of all lists that are not trained on.
+        validation [n_symbols^2 - n_train] (`in_place` and `masked`): rows of all lists that are
+            not trained on.
 
     >>> settings = DataSettings(layout="next_token", n_symbols=3, n_lists=50, n_sampled=4, seed=0)
     >>> data = generate(settings, torch.Generator().manual_seed(0))
@@ -172,14 +225,20 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
     n = settings.n_symbols
     lists = all_lists(n)
     everything = {f"all_{name}": rows for name, rows in sequences(lists, settings).items()}
-    if settings.layout == "in_place":
-        order = torch.randperm(n * n, generator=generator)
+    if settings.n_sampled is None:
+        order = torch.randperm(n * n, generator=generator, dtype=torch.int64, device="cpu")
         drawn, validation = lists[order[: settings.n_train]], order[settings.n_train :]
         return {**sequences(drawn, settings), **everything, "validation": validation}
-    drawn = torch.randint(n, (settings.n_train, LIST_LENGTH), generator=generator)
-    assert settings.n_sampled is not None
-    sampled = torch.randint(n * n, (settings.n_sampled,), generator=generator)
+    drawn = random_rows(n, (settings.n_train, LIST_LENGTH), generator)
+    sampled = random_rows(n * n, (settings.n_sampled,), generator)
     return {**sequences(drawn, settings), **everything, "sampled": sampled}
+
+
+def random_rows(
+    n_rows: int, shape: tuple[int, ...], generator: torch.Generator
+) -> Int[Tensor, "..."]:
+    """Numbers below `n_rows`, drawn with repetitions."""
+    return torch.randint(n_rows, shape, generator=generator, dtype=torch.int64, device="cpu")
 
 
 def evaluation_lists(data: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
@@ -211,9 +270,24 @@ def batches(
     train: TrainSettings,
     generator: torch.Generator,
 ) -> BatchStream:
-    """The training lists in random order."""
+    """The training lists in random order, or random ones of them, as `train.draw` says."""
     rows = {name: data[name] for name in ("inputs", "targets")}
-    return shuffled_batches(rows, train.batch_size, generator, train.drop_last, train.reshuffle)
+    if train.is_fresh:
+        return fresh_batches(rows, train.batch_size, generator)
+    new_orders = train.draw == "new_orders"
+    return shuffled_batches(rows, train.batch_size, generator, train.drop_last, new_orders)
+
+
+def fresh_batches(
+    lists: Mapping[str, Tensor], batch_size: int, generator: torch.Generator
+) -> BatchStream:
+    """Batches of `lists` that are drawn independently, with repetitions."""
+
+    def draw(generator: torch.Generator) -> list[dict[str, Tensor]]:
+        drawn = random_rows(len(lists["inputs"]), (BLOCK, batch_size), generator)
+        return [{name: column[rows] for name, column in lists.items()} for rows in drawn]
+
+    return BatchStream(draw, generator)
 
 
 def scored_positions(targets: Int[Tensor, "list scored"]) -> tuple[int, ...]:
@@ -227,9 +301,15 @@ def scored_positions(targets: Int[Tensor, "list scored"]) -> tuple[int, ...]:
 
 def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the predictions that count, in nats."""
-    read = scored_positions(batch["targets"])
-    logits = model(batch["inputs"], read=read)
-    return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    logits = model(batch["inputs"], read=scored_positions(batch["targets"]))
+    return cross_entropy(logits, batch["targets"])
+
+
+def cross_entropy(
+    logits: Float[Tensor, "list scored d_vocab"], targets: Int[Tensor, "list scored"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2"]:
@@ -249,7 +329,7 @@ def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2
 def written(
     model: Any, inputs: Int[Tensor, "list pos"], targets: Int[Tensor, "list scored"]
 ) -> Int[Tensor, "list 2"]:
-    """The model's copy of each list: `complete` in `next_token`, one forward pass in `in_place`."""
+    """The model's copy of each list: `complete` in `next_token`, else one full forward pass."""
     if scored_positions(targets) != OUTPUTS:
         return complete(model, inputs)
     return model(inputs)[:, list(OUTPUTS)].argmax(-1)
@@ -263,7 +343,7 @@ def accuracies(
     """How well each list is copied, by name of the column in tables and training log.
 
     `accuracy` means what it meant in the original study of the layout. In `next_token` it says
-    whether the whole list is right. In `in_place` it is the share of right numbers, and
+    whether the whole list is right. In the other layouts it is the share of right numbers, and
     `accuracy_lists` says whether the whole list is right.
     """
     right = (outputs == inputs[:, :LIST_LENGTH]).double()
@@ -288,9 +368,10 @@ def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
     In `next_token`, also the floor of the loss and the accuracy on the sampled lists.
     """
     _, lists = evaluation_lists(data)
-    outputs = written(model, **lists)
+    logits = model(lists["inputs"], read=scored_positions(lists["targets"]))
+    outputs = complete(model, lists["inputs"]) if "sampled" in data else logits.argmax(-1)
     by_list = accuracies(outputs, **lists)
-    values = {"loss": loss(model, lists).item()}
+    values = {"loss": cross_entropy(logits, lists["targets"]).item()}
     if "sampled" in data:
         values["loss_floor"] = loss_floor(math.isqrt(len(outputs)))
     values |= {name: value.mean().item() for name, value in by_list.items()}

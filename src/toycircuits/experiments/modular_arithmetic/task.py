@@ -87,8 +87,9 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
     (10, 15)
     """
     p = settings.modulus
-    a, b = torch.cartesian_prod(torch.arange(p), torch.arange(p)).unbind(1)
-    order = torch.randperm(p * p, generator=generator)
+    numbers = torch.arange(p, dtype=torch.int64, device="cpu")
+    a, b = torch.cartesian_prod(numbers, numbers).unbind(1)
+    order = torch.randperm(p * p, generator=generator, dtype=torch.int64, device="cpu")
     return {
         "tokens": torch.stack([a, b, torch.full_like(a, p)], 1),
         "labels": (a + settings.sign * b) % p,

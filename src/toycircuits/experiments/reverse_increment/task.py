@@ -110,7 +110,8 @@ def all_strings(n_symbols: int, length: int) -> Int[Tensor, "string symbol"]:
     >>> all_strings(2, 3)[:4].tolist()
     [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     """
-    return torch.cartesian_prod(*[torch.arange(n_symbols)] * length)
+    symbols = torch.arange(n_symbols, dtype=torch.int64, device="cpu")
+    return torch.cartesian_prod(*[symbols] * length)
 
 
 def reverse_increment(
@@ -142,16 +143,21 @@ def generate(settings: DataSettings, generator: torch.Generator) -> dict[str, Te
     """
     strings = all_strings(settings.n_symbols, settings.length)
     answers = reverse_increment(strings, settings.n_symbols)
-    start = torch.full((len(strings), 1), settings.n_symbols)
+    start = strings.new_full((len(strings), 1), settings.n_symbols)
     tensors = {"inputs": torch.cat([start, strings, answers[:, :-1]], 1), "targets": answers}
-    orders = (torch.arange(len(strings)), torch.randperm(len(strings), generator=generator))
+    in_order = torch.arange(len(strings), dtype=torch.int64, device="cpu")
+    orders = (in_order, _random_order(len(strings), generator))
     for split, order in zip(SPLITS, orders, strict=True):
         train = order[: settings.n_train].clone()
-        sampled = torch.randperm(settings.n_train, generator=generator)[: settings.n_sampled]
+        sampled = _random_order(settings.n_train, generator)[: settings.n_sampled]
         tensors[f"{split}_train"] = train
         tensors[f"{split}_holdout"] = order[settings.n_train :].clone()
         tensors[f"{split}_sampled"] = train[sampled]
     return tensors
+
+
+def _random_order(n_rows: int, generator: torch.Generator) -> Int[Tensor, " row"]:
+    return torch.randperm(n_rows, generator=generator, dtype=torch.int64, device="cpu")
 
 
 def part(data: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

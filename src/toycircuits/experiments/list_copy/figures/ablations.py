@@ -86,8 +86,9 @@ def _heading(text: str) -> str:
 
 def ablation_positions(ablations: pd.DataFrame) -> go.Figure:
     """What each prediction adds to the loss over all lists, under each ablation."""
-    subset = ablations["subset"].unique()[-1]
-    table = in_words(ablations[ablations["subset"] == subset])
+    first = first_run(ablations)
+    subset = first["subset"].unique()[-1]
+    table = in_words(first[first["subset"] == subset])
     columns = [name for name in table.columns if name.startswith("loss_at_")]
     table["case"] = table["ablation"] + ", " + table["where"]
     table.loc[table["ablation"] == "none", "case"] = "none"
@@ -96,7 +97,7 @@ def ablation_positions(ablations: pd.DataFrame) -> go.Figure:
     names = PREDICTIONS if "loss_at_d1" in columns else OUTPUTS
     long["prediction"] = long["prediction"].replace(names)
     figure = px.bar(
-        mean_and_range(first_run(long), ["case", "prediction"], "part"),
+        mean_and_range(long, ["case", "prediction"], "part"),
         x="mean",
         y="case",
         color="prediction",

@@ -1,5 +1,8 @@
 """The grid of architectures as tables: a cell is one architecture, a row counts its models."""
 
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeVar
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
@@ -15,9 +18,9 @@ FREEZING = {
     (True, False): "W_V frozen",
     (True, True): "both frozen",
 }
-NOT_PUBLISHED = (np.nan,) * len(FREEZING)
-NO_STEPS = ((np.nan, np.nan),) * len(FREEZING)
+NO_STEPS = (np.nan, np.nan)
 Steps = tuple[int, int]
+T = TypeVar("T")
 OUTCOMES = (
     *("models", "solved", "rate", "rate_low", "rate_high", "on_plateau", "jumped"),
     *("accuracy", "lowest", "highest", "step", "jump_step"),
@@ -32,7 +35,8 @@ class GridSettings(Settings):
         plateau, jumped: ranges of accuracy in which other models are counted.
         batches: run -> how it draws its batches. The comparison of batches shows the models of
             these runs that have both matrices frozen and no biases.
-        published_accuracy: run -> accuracy of its cells, in the order of `FREEZING`.
+        published_accuracy: run -> accuracy of its cells: first those without LayerNorm, of these
+            first those without biases, and of these in the order of `FREEZING`.
         published_steps: run -> first and last step at which its cells were seen solved, in the
             same order.
     """
@@ -41,8 +45,8 @@ class GridSettings(Settings):
     plateau: tuple[float, float]
     jumped: tuple[float, float]
     batches: dict[str, str]
-    published_accuracy: dict[str, tuple[float, float, float, float]]
-    published_steps: dict[str, tuple[Steps, Steps, Steps, Steps]]
+    published_accuracy: dict[str, Annotated[tuple[float, ...], Field(min_length=len(FREEZING))]]
+    published_steps: dict[str, Annotated[tuple[Steps, ...], Field(min_length=len(FREEZING))]]
 
 
 def grid_models(table: pd.DataFrame) -> pd.DataFrame:
@@ -97,14 +101,23 @@ def grid_cells(models: pd.DataFrame, grid: GridSettings) -> pd.DataFrame:
     """One row per cell of the grid: measured values, and the published ones beside them."""
     in_order = grid_models(models).sort_values(ARCHITECTURE, key=_published_order, kind="stable")
     table = count_outcomes(in_order, ["run", *ARCHITECTURE], grid)
-    columns = [list(FREEZING).index(frozen) for frozen in _frozen(table)]
-    places = list(zip(table["run"], columns, strict=True))
-    accuracy = [grid.published_accuracy.get(run, NOT_PUBLISHED)[i] for run, i in places]
-    steps = [grid.published_steps.get(run, NO_STEPS)[i] for run, i in places]
-    table["published_accuracy"] = accuracy
-    ends = np.array(steps, dtype=float).reshape(-1, 2)
-    table[["published_step_from", "published_step_to"]] = ends
+    places = list(zip(table["run"], table.groupby("run").cumcount(), strict=True))
+    accuracy = _by_place(grid.published_accuracy)
+    steps = _by_place(grid.published_steps)
+    table["published_accuracy"] = [accuracy.get(place, np.nan) for place in places]
+    ends = [steps.get(place, NO_STEPS) for place in places]
+    columns = ["published_step_from", "published_step_to"]
+    table[columns] = np.array(ends, dtype=float).reshape(-1, 2)
     return table
+
+
+def _by_place(published: Mapping[str, Sequence[T]]) -> dict[tuple[str, int], T]:
+    """What was published about each cell, by its run and its place there."""
+    return {
+        (run, place): value
+        for run, values in published.items()
+        for place, value in enumerate(values)
+    }
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:

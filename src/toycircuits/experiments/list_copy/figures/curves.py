@@ -75,7 +75,7 @@ def accuracy(training: pd.DataFrame, published: Sequence[float] | None) -> go.Fi
     return figure.update_yaxes(range=[-0.03, 1.05])
 
 
-# The layout `in_place`
+# The layouts `in_place` and `masked`
 
 
 def copying_loss(training: pd.DataFrame) -> go.Figure:

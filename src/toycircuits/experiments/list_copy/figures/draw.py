@@ -1,8 +1,8 @@
 """Summaries and figures of the list-copy experiments, from their tables.
 
-Pictures of one model show the first model in the table; its run has the name of the experiment.
-Curves show a line for each model, and bars show the mean over seeds with the range. A grid consists
-of the runs that have variants; a cell of it is one architecture.
+Pictures of one model show the first model in the table. Curves show a line for each model, and bars
+show the mean over seeds with the range. A grid consists of the runs that freeze the matrices in all
+ways; a cell of it is one architecture.
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def summarise(
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
     """All figures, by name."""
-    sample, many_lists = tables["patterns"]["subset"].unique()
+    sample, many_lists = curves.first_run(tables["patterns"])["subset"].unique()
     figures = {
         "attention_sample": patterns.attention(tables["patterns"], sample),
         "attention_mean": patterns.attention(tables["patterns"], many_lists),
@@ -100,7 +100,7 @@ def draw_next_token(
 
 
 def draw_in_place(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
-    """The figures that only the layout `in_place` has, of the runs without variants."""
+    """The figures of the layouts `in_place` and `masked`, of the runs without variants."""
     return {
         "loss": curves.copying_loss(tables["training"]),
         "accuracy": curves.copying_accuracy(tables["training"]),

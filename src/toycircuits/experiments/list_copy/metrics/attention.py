@@ -7,8 +7,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from toycircuits.core.rows import rows_needed
-from toycircuits.core.transformer import Transformer
+from toycircuits.core.transformer import Allowed, Transformer
 from toycircuits.experiments.list_copy.metrics.activations import activations
 from toycircuits.experiments.list_copy.task import LIST_LENGTH, OUTPUTS, POSITIONS
 
@@ -32,12 +31,12 @@ def pattern_table(
 
     The weight of a cell that the mask forbids is NaN.
     """
-    allowed = np.array(model.settings.allowed[0])
+    allowed = np.array(model.settings.allowed)
     means = {name: patterns_of(model, inputs).mean(1) for name, inputs in subsets.items()}
     rows = []
     for layer in range(model.settings.n_layers):
         for subset, mean in means.items():
-            weights = np.where(allowed, mean[layer], np.nan)
+            weights = np.where(allowed[layer], mean[layer], np.nan)
             for (head, query, key), weight in np.ndenumerate(weights):
                 cell = {"query": POSITIONS[query], "key": POSITIONS[key], "weight": weight}
                 rows.append({"subset": subset, "layer": layer, "head": head, **cell})
@@ -45,22 +44,39 @@ def pattern_table(
 
 
 def pattern_ranges(
-    patterns: Float[np.ndarray, "layer list head query key"], allowed: list[list[bool]]
+    patterns: Float[np.ndarray, "layer list head query key"], allowed: list[Allowed]
 ) -> pd.DataFrame:
     """Mean and quantiles over the lists of each attention weight, one row per cell.
 
     The table leaves out queries on which no output depends, such as the separator in the last
-    layer. It also leaves out queries with a single key, whose weight is always 1.
+    layer. It also leaves out queries with a single key, whose weight is always 1, or with none.
+
+    Args:
+        allowed: the mask of each layer.
     """
     rows = []
-    for layer, needed in enumerate(rows_needed(allowed, OUTPUTS, len(patterns))):
-        for query in (query for query in needed.queries if sum(allowed[query]) > 1):
-            for head, key in np.ndindex(patterns.shape[2], len(allowed)):
-                if allowed[query][key]:
+    for layer, (mask, queries) in enumerate(zip(allowed, queries_read(allowed), strict=True)):
+        for query in (query for query in queries if sum(mask[query]) > 1):
+            for head, key in np.ndindex(patterns.shape[2], len(mask)):
+                if mask[query][key]:
                     weights = patterns[layer, :, head, query, key]
                     cell = {"query": POSITIONS[query], "key": POSITIONS[key]}
                     rows.append({"layer": layer, "head": head, **cell, **quantiles(weights)})
     return pd.DataFrame(rows)
+
+
+def queries_read(allowed: list[Allowed]) -> list[list[int]]:
+    """The queries of each layer on which an output depends.
+
+    >>> see_all = [[True] * 5] * 5
+    >>> queries_read([see_all, see_all])
+    [[0, 1, 2, 3, 4], [3, 4]]
+    """
+    layers = [set(OUTPUTS)]
+    for mask in reversed(allowed[1:]):
+        keys = {key for query in layers[0] for key, seen in enumerate(mask[query]) if seen}
+        layers.insert(0, layers[0] | keys)
+    return [sorted(queries) for queries in layers]
 
 
 def quantiles(values: Float[np.ndarray, " list"]) -> dict[str, float]:

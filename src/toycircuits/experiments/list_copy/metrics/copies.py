@@ -1,4 +1,4 @@
-"""What only the layout `in_place` asks: which copies are written, by which architecture."""
+"""What the layouts `in_place` and `masked` ask: which copies are written, by which architecture."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ def measure_copies(
     numbers = lists["inputs"][:, :LIST_LENGTH].cpu().numpy()
     tables = {
         "architecture": architecture_table(model),
-        "pattern_ranges": pattern_ranges(patterns, model.settings.allowed[0]),
+        "pattern_ranges": pattern_ranges(patterns, model.settings.allowed),
         "outcomes": outcome_table(outputs, numbers),
     }
     metrics = {"leaked_attention": leaked_attention(patterns)}

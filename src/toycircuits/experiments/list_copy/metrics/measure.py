@@ -62,7 +62,7 @@ def measure(
     with torch.no_grad():
         metrics = evaluate(model, data)
     parts = []
-    if task.layout == "in_place":
+    if task.layout != "next_token":
         parts.append(measure_copies(model, lists))
     if settings.probe is not None:
         untrained = copy.deepcopy(model)
