@@ -32,6 +32,7 @@ RUNS = {
     "list_copy_100_2l_ln_bias": 1,  # D = 128
     "reverse_increment_random": 2,  # the last batch is a smaller one
     "linear_regression_h2": 1,
+    "linear_regression_stack": 1,
     "modular_subtraction": 1,
 }  # run -> how many graphs are compiled
 CHANGES = {

@@ -9,12 +9,12 @@ from torch import Tensor
 from toycircuits.experiments.linear_regression import model, task
 
 DATA = {"d": 5, "n_examples": 40, "delta": 0.01, "n_validation": 96, "seed": 0}
-MODEL = {"n_heads": 2, "init": "random", "stack": None, "draw_first": 0}
+MODEL = {"n_heads": 2, "init": "random", "stack": None}
 TRAIN: dict[str, Any] = {
     **{"optimizer": "Adam", "lr": 0.001, "betas": [0.9, 0.999], "weight_decay": 0.0},
     **{"batch_size": 128, "unit": "step", "length": 1, "log_every": 1, "checkpoint_every": 1},
     **{"schedule": None, "clip_grad_norm": None, "stop": None, "compile": False},
-    **{"weight_seeds": [1024], "batch_seeds": None},
+    **{"weight_seeds": [1024], "batch_seeds": None, "skip": 0},
 }
 MEASURE = {
     **{"qk_steps": [0, 2], "live_ratio": 0.1, "sequences": 70, "seed": 1},

@@ -61,7 +61,6 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     },
     "linear_regression": {
         "data": {"d": 2, "n_examples": 5, "n_validation": 20},
-        "model": {"draw_first": 16},
         "train": {"batch_size": 16, "length": 60, "log_every": 30, "checkpoint_every": 10},
         "measure": {
             **{"qk_steps": [0, 10, 60], "sequences": 20},

@@ -25,6 +25,7 @@ from toycircuits.experiments.linear_regression.figures.circuits import circuits 
 from toycircuits.experiments.linear_regression.figures.context import ESTIMATORS
 from toycircuits.experiments.linear_regression.figures.labels import DESCENT, named
 from toycircuits.experiments.linear_regression.metrics import measure as metrics
+from toycircuits.experiments.linear_regression.metrics import stack as stack_metrics
 from toycircuits.experiments.linear_regression.metrics.circuits import (
     circuits,
     head_rows,
@@ -199,13 +200,36 @@ def test_best_single_head() -> None:
 
 
 def test_the_table_shows_the_published_start() -> None:
-    made = make_model(settings(), 7, draw_first=128)
-    train = task.TrainSettings.parse(TRAIN | {"weight_seeds": [1024, 5]}, "train")
+    made = make_model(settings(), 7)
+    skip = 128 * (40 * 5 + 5 + 5 + 40)  # the batch that the study only prints
+    train = task.TrainSettings.parse(TRAIN | {"weight_seeds": [1024, 5], "skip": skip}, "train")
     table = training_start({}, settings(), train, made)
     values = table.groupby("item")["value"].agg(list)
     assert [round(value, 4) for value in values["loss"]] == [4.7217, 5.2414]
     published = [-1.0028, 0.5808, -0.0651, 0.5011, 1.9787]
     assert [round(value, 4) for value in values["first_query"]] == published
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 3, 40, 41, 70], list(range(1, 71))], ids=len)
+@pytest.mark.parametrize(
+    "shape", [stack(), stack(tied=True, n_layers=3), stack(residual=True)], ids=str
+)
+def test_predictions_of_a_stack_are_those_of_its_model(
+    shape: dict[str, Any], lengths: list[int]
+) -> None:
+    """Over more examples than a block has rows, and more sequences than are computed at once."""
+    n = stack_metrics.SEQUENCES + 3
+    made, some = make_model(settings(), 7, stack=shape).double(), sequences(n, n_examples=70)
+    assert stack_metrics.ROWS < 70
+    for parameter in made.parameters():  # larger than at the start, so that patterns are sharp
+        parameter.data *= 2
+    with torch.no_grad():
+        expected = made(some["z"], some["z_q"], lengths)
+    predicted = transformer(made, some["z"], some["z_q"], lengths)
+    # float64, in another order of operations.
+    assert torch.allclose(predicted, expected, rtol=0, atol=1e-12)
+    if lengths != [1]:  # of a single example, two layers see nothing without a residual stream
+        assert expected[:, -1].std() > 0.01
 
 
 def test_mean_and_error_by_hand() -> None:

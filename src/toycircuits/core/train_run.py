@@ -14,6 +14,7 @@ from torch import Tensor
 
 from toycircuits.core import inputs
 from toycircuits.core.config import Run, Settings, TaskSettings, at_key
+from toycircuits.core.generators import seeded
 from toycircuits.core.gradients import can_compile
 from toycircuits.core.paths import model_name
 from toycircuits.core.slices import load_model, load_task
@@ -91,10 +92,10 @@ def train_run(
             "model": settings.models[variant].model_dump(),
         }
         key = result_key(metadata | {"device": str(device)}, data_digest)
-        weights = torch.Generator().manual_seed(weight_seed)
+        weights = train_settings.weight_generator(weight_seed)
         with at_key(run.key):
             model = architecture.build(settings.models[variant], settings.data, weights).to(device)
-        order = weights if batch_seed is None else torch.Generator().manual_seed(batch_seed)
+        order = weights if batch_seed is None else seeded(batch_seed)
         objective = Objective(
             stream=task.batches(selected, settings.data, train_settings, order),
             loss=task.loss,

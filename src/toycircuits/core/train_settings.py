@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from toycircuits.core.config import InputError, Settings
+from toycircuits.core.generators import seeded
 
 
 class Schedule(Settings):
@@ -108,6 +110,10 @@ class TrainSettings(Settings):
     def seed_pairs(self) -> list[tuple[int, int | None]]:
         """(weight seed, batch seed) of each model that is trained."""
         return list(zip(self.weight_seeds, self.batch_seeds or cycle([None]), strict=False))
+
+    def weight_generator(self, seed: int) -> torch.Generator:
+        """What draws the initial weights of the model with this seed."""
+        return seeded(seed)
 
     def select(self, data: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The part of the data that these settings train and evaluate on, by default all of it."""

@@ -26,9 +26,10 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from toycircuits.core.config import Settings
-from toycircuits.experiments.linear_regression.task import DataSettings, sample
+from toycircuits.experiments.linear_regression.task import DataSettings
 
 SMALL, SMALL_QK = 1e-6, 1e-4  # sizes of the identities of the initialisations small_id*
+NARROW = 16  # entries of a token, up to which the compiled form has the batch last
 
 
 class StackSettings(Settings):
@@ -53,14 +54,11 @@ class ModelSettings(Settings):
             "oppo_small_id", W_Q and W_K at the identity times 1e-6, and W_Q negated in the second
             half of the heads. All other weights start as under "random".
         stack: a causal stack, or None for one layer.
-        draw_first: sequences that are drawn from the generator before the weights, and discarded:
-            the original study draws one batch to print it. 0 for none.
     """
 
     n_heads: int = Field(ge=1, le=256)
     init: Literal["random", "small_id", "small_id_qk", "oppo_small_id"]
     stack: StackSettings | None
-    draw_first: int = Field(ge=0, le=1_000_000)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -93,7 +91,7 @@ class FactoredAttention(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, mask_bias: Tensor | None, *weights: Tensor
     ) -> Float[Tensor, "batch query d_out"]:
-        """Same arguments as `Attention.forward`; `weights` are W_Q, W_K, W_V and W_O."""
+        """Same arguments as `Attention.factored`; `weights` are W_Q, W_K, W_V and W_O."""
         W_Q, W_K, W_V, W_O = weights
         heads, d_model, _ = W_Q.shape
         batch = len(queries)
@@ -102,9 +100,10 @@ class FactoredAttention(torch.autograd.Function):
         qk = qk.transpose(0, 1).reshape(d_model, -1)
         ov = torch.bmm(W_V, W_O).view(heads * d_model, -1)
         mapped = _by_head(rows @ qk, batch, heads)
-        scores = torch.bmm(mapped, keys.transpose(1, 2))
-        if mask_bias is not None:
-            scores += mask_bias.repeat(heads, 1)
+        if mask_bias is None:
+            scores = torch.bmm(mapped, keys.transpose(1, 2))
+        else:
+            scores = torch.baddbmm(mask_bias.repeat(heads, 1), mapped, keys.transpose(1, 2))
         pattern = scores.softmax(-1)
         mixed = _by_row(torch.bmm(pattern, keys), heads)
         ctx.save_for_backward(rows, keys, *weights, qk, ov, mapped, pattern, mixed)
@@ -153,6 +152,21 @@ def _by_row(
     return x.view(batch, heads, -1, d).transpose(1, 2).reshape(-1, heads * d)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook function looks at what goes into or comes out of `module`, or changes it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def call_if_hooked(hook: HookPoint, x: Tensor) -> Tensor:
+    """`hook` of a copy of `x`, in memory of its own, or `x` if the hook point has no function."""
+    return hook(x.clone()) if has_hooks(hook) else x
+
+
 class Attention(nn.Module):
     """Heads as wide as a token: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_out].
 
@@ -166,9 +180,8 @@ class Attention(nn.Module):
         self._tied_to = (tied_to,)  # in a tuple, so that its weights are not listed twice
         if tied_to is None:
             for name in ("W_Q", "W_K", "W_V"):
-                weight = torch.empty(n_heads, d_model, d_model)
-                self.register_parameter(name, nn.Parameter(weight))
-            self.W_O = nn.Parameter(torch.empty(n_heads, d_model, d_out))
+                self.register_parameter(name, nn.Parameter(_empty(n_heads, d_model, d_model)))
+            self.W_O = nn.Parameter(_empty(n_heads, d_model, d_out))
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
         self.hook_z, self.hook_result = HookPoint(), HookPoint()
@@ -196,29 +209,78 @@ class Attention(nn.Module):
         queries: Float[Tensor, "batch query d_model"],
         keys: Float[Tensor, "batch key d_model"],
         mask_bias: Float[Tensor, "query key"] | None,
-        factored: bool,
     ) -> Float[Tensor, "batch query d_out"]:
         """The output of all heads, summed, for each query.
 
         Args:
             mask_bias: added to the scores; -inf where a query may not attend to a key.
-            factored: use the fast form, which has no hooks.
         """
-        if factored:
-            weights = [self.weight(name) for name in "QKVO"]
-            out: Tensor = FactoredAttention.apply(queries, keys, mask_bias, *weights)
-            return out
-        q = self.hook_q(self._project(queries, "Q"))
-        k = self.hook_k(self._project(keys, "K"))
-        v = self.hook_v(self._project(keys, "V"))
+        q = call_if_hooked(self.hook_q, self._project(queries, "Q"))
+        k = call_if_hooked(self.hook_k, self._project(keys, "K"))
+        v = call_if_hooked(self.hook_v, self._project(keys, "V"))
         scores = torch.einsum("bqhk,bshk->bhqs", q, k) / self.d_model**0.5
-        scores = self.hook_attn_scores(scores if mask_bias is None else scores + mask_bias)
-        pattern = self.hook_pattern(scores.softmax(-1))
-        z = self.hook_z(torch.einsum("bhqs,bshk->bqhk", pattern, v))
-        return self.hook_result(torch.einsum("bqhk,hko->bqho", z, self.weight("O"))).sum(2)
+        if mask_bias is not None:
+            scores = scores + mask_bias
+        scores = call_if_hooked(self.hook_attn_scores, scores)
+        pattern = call_if_hooked(self.hook_pattern, scores.softmax(-1))
+        z = call_if_hooked(self.hook_z, torch.einsum("bhqs,bshk->bqhk", pattern, v))
+        result = torch.einsum("bqhk,hko->bqho", z, self.weight("O"))
+        return call_if_hooked(self.hook_result, result).sum(2)
+
+    def factored(
+        self, queries: Tensor, keys: Tensor, mask_bias: Tensor | None
+    ) -> Float[Tensor, "batch query d_out"]:
+        """What `forward` returns, by a faster form that calls no hook."""
+        weights = [self.weight(name) for name in "QKVO"]
+        out: Tensor = FactoredAttention.apply(queries, keys, mask_bias, *weights)
+        return out
+
+    def batch_last(
+        self,
+        queries: Float[Tensor, "d_model query batch"],
+        keys: Float[Tensor, "d_model key batch"],
+        mask_bias: Float[Tensor, "query key"] | None,
+    ) -> Float[Tensor, "d_out query batch"]:
+        """As `factored`, with the batch as the last axis, for `torch.compile`.
+
+        A sum over the few entries of a token then becomes a loop over the batch, which is faster
+        than a small matrix product for each sequence. Without the compiler it is much slower.
+        """
+        _, n, batch = queries.shape
+        qk = self.qk().transpose(1, 2).flatten(0, 1)  # [head_d, d_model]
+        mapped = (qk @ queries.flatten(1)).view(self.n_heads, -1, n, 1, batch)
+        scores = (mapped * keys.unsqueeze(1)).sum(1)  # [head, query, key, batch]
+        if mask_bias is not None:
+            scores = scores + mask_bias.unsqueeze(2)
+        pattern = scores.softmax(2)
+        mixed = (pattern.unsqueeze(1) * keys.unsqueeze(1)).sum(3)  # [head, d, query, batch]
+        return (self.ov().flatten(0, 1).t() @ mixed.view(-1, n * batch)).view(-1, n, batch)
 
     def _project(self, tokens: Tensor, name: str) -> Float[Tensor, "batch pos head d_head"]:
         return torch.einsum("bpd,hdk->bphk", tokens, self.weight(name))
+
+
+class Block(nn.Module):
+    """A layer, as TransformerLens names it: attention is all that it has."""
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.attn = attn
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, mask_bias: Tensor | None
+    ) -> Float[Tensor, "batch query d_out"]:
+        """Same arguments and result as `Attention.forward`."""
+        return _call(self.attn, queries, keys, mask_bias)
+
+
+def _call(layer: nn.Module, *inputs: Tensor | None) -> Float[Tensor, "batch query d_out"]:
+    """The output of `layer`; hooks get copies of what goes in and comes out."""
+    if not has_hooks(layer):
+        out: Tensor = layer(*inputs)
+        return out
+    copies = [x if x is None else x.clone() for x in inputs]
+    return layer(*copies).clone()
 
 
 class InContextAttention(HookedRootModule):
@@ -237,11 +299,12 @@ class InContextAttention(HookedRootModule):
         for _ in range(settings.n_layers):
             tied_to = layers[0] if layers and stack and stack.tied else None
             layers.append(Attention(settings.n_heads, self.d_model, d_out, tied_to))
-        self.blocks = nn.ModuleList(nn.ModuleDict({"attn": layer}) for layer in layers)
+        self.blocks = nn.ModuleList(Block(layer) for layer in layers)
         self.layers = tuple(layers)
-        self.W_read = nn.Parameter(torch.empty(self.d_model, 1)) if stack else None
+        self.W_read = nn.Parameter(_empty(self.d_model, 1)) if stack else None
         self._init_weights(generator)
         self.setup()
+        self._inner = tuple(self.modules())[1:]
 
     def _init_weights(self, generator: torch.Generator) -> None:
         heads, d_model = self.settings.n_heads, self.d_model
@@ -267,60 +330,82 @@ class InContextAttention(HookedRootModule):
         """Predictions of y_q from the first `lengths` examples each, by default from all.
 
         Args:
-            factored: use the fast form, which is for training and has no hooks.
+            factored: compute no activation that nobody asks for. It is for training, and takes
+                effect only while no module in the model has a hook.
         """
+        factored = factored and not any(map(has_hooks, self._inner))
+        narrow = self.d_model <= NARROW and lengths is None
+        if factored and narrow and torch.compiler.is_compiling():
+            return self._batch_last(z, z_q)
         query, mask_bias = z_q.unsqueeze(1), None
         if lengths is not None:
             query = query.expand(-1, len(lengths), -1)
-            mask_bias = _mask_bias(lengths, z)
-        for layer in self.layers[:-1]:
-            z, query = self._token_layer(layer, z, query, mask_bias, factored)
-        out = self.layers[-1](query, z, mask_bias, factored)
+            mask_bias = _mask_bias(lengths, z.shape[1], z)
+        *others, last = self.layers if factored else self.blocks
+        attend = Attention.factored if factored else _call
+        for layer in others:
+            rows = torch.cat([z[:, 1:], query], 1)
+            out = F.pad(attend(layer, rows, z, self._causal(z, mask_bias)), (0, 0, 1, 0))
+            z, query = self._add(z, out[:, : z.shape[1]]), self._add(query, out[:, z.shape[1] :])
+        out = attend(last, query, z, mask_bias)
         if self.W_read is not None:
             out = self._add(query, out) @ self.W_read
         return out.squeeze(2)
 
-    def _token_layer(
-        self,
-        layer: Attention,
-        z: Float[Tensor, "batch example d_model"],
-        query: Float[Tensor, "batch length d_model"],
-        mask_bias: Float[Tensor, "length example"] | None,
-        factored: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Examples and z_q after a layer that is not the last.
+    def _batch_last(self, z: Tensor, z_q: Tensor) -> Float[Tensor, "batch length"]:
+        """What `forward` returns for all examples, the batch being the last axis within."""
+        tokens = torch.cat([z.permute(2, 1, 0), z_q.t().unsqueeze(1)], 1)  # [d_model, pos, batch]
+        n = tokens.shape[1] - 1
+        for layer in self.layers[:-1]:
+            causal = _mask_bias(range(1, n + 1), n, z)
+            out = layer.batch_last(tokens[:, 1:], tokens[:, :-1], causal)
+            tokens = self._add(tokens, F.pad(out, (0, 0, 1, 0)))
+        out = self.layers[-1].batch_last(tokens[:, -1:], tokens[:, :-1], None)
+        if self.W_read is not None:
+            out = self.W_read.t() @ self._add(tokens[:, -1:], out).flatten(1)
+        return out.view(-1, 1)
+
+    def _causal(self, z: Tensor, mask_bias: Tensor | None) -> Float[Tensor, "query example"]:
+        """The mask of all examples but the first, and then of z_q.
 
         Args:
             mask_bias: that of the rows of z_q; None if they see all examples.
         """
         n = z.shape[1]
-        rows = torch.cat([z[:, 1:], query], 1)
         of_query = z.new_zeros(1, n) if mask_bias is None else mask_bias
-        causal = torch.cat([_mask_bias(range(1, n), z), of_query])
-        out = F.pad(layer(rows, z, causal, factored), (0, 0, 1, 0))
-        return self._add(z, out[:, :n]), self._add(query, out[:, n:])
+        return torch.cat([_mask_bias(range(1, n), n, z), of_query])
 
     def _add(self, before: Tensor, out: Tensor) -> Tensor:
         assert self.settings.stack is not None
         return before + out if self.settings.stack.residual else out
 
 
-def _mask_bias(lengths: Sequence[int], z: Tensor) -> Float[Tensor, "length example"]:
-    """A row for each length: 0 for so many examples from the first on, -inf for the others."""
-    unseen = torch.arange(z.shape[1]) >= torch.tensor(lengths).unsqueeze(1)
-    return torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf).to(z)
+def _mask_bias(lengths: Sequence[int], n: int, like: Tensor) -> Float[Tensor, "length example"]:
+    """A row for each length: 0 for so many of `n` examples from the first on, -inf for the others.
+
+    Args:
+        like: a tensor of the same type, on the same device.
+    """
+    limits = torch.tensor(lengths, device=like.device).unsqueeze(1)
+    unseen = torch.arange(n, device=like.device) >= limits
+    return like.new_zeros(unseen.shape).masked_fill(unseen, -torch.inf)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _linear(n_out: int, n_in: int, generator: torch.Generator) -> Float[Tensor, "n_out n_in"]:
     """The initial weight of PyTorch's `Linear`: uniform within 1 / sqrt(n_in)."""
-    return nn.init.kaiming_uniform_(torch.empty(n_out, n_in), a=math.sqrt(5), generator=generator)
+    return nn.init.kaiming_uniform_(_empty(n_out, n_in), a=math.sqrt(5), generator=generator)
 
 
 def _shrink(layer: Attention, init: str) -> None:
     """Set the weights to small identities that `init` names."""
     if init == "random":
         return
-    identity = torch.eye(layer.d_model) * (SMALL_QK if init == "small_id_qk" else SMALL)
+    identity = torch.eye(layer.d_model, dtype=torch.float32, device="cpu")
+    identity *= SMALL_QK if init == "small_id_qk" else SMALL
     for name in "QKV" if init == "small_id" else "QK":
         layer.weight(name).data.copy_(identity)  # for every head
     if init == "oppo_small_id":
@@ -330,6 +415,5 @@ def _shrink(layer: Attention, init: str) -> None:
 def build(
     settings: ModelSettings, data: DataSettings, generator: torch.Generator
 ) -> InContextAttention:
-    """The model on the CPU; `generator` gives `draw_first` sequences and then the weights."""
-    sample(settings.draw_first, data, generator)
+    """The model on the CPU, in float32, with initial weights from `generator`."""
     return InContextAttention(settings, data.d, generator)

@@ -22,9 +22,10 @@ from torch import Tensor
 from toycircuits.core import train_settings
 from toycircuits.core.batches import Batch, BatchStream
 from toycircuits.core.config import InputError, TaskSettings
+from toycircuits.core.generators import seeded
 
 MAX_NUMBERS = 2**31  # that sequences in memory may have: 8 GiB
-BLOCK = 16  # steps whose numbers are drawn at once; no result depends on it
+BLOCK = 4  # steps whose numbers are drawn at once; no result depends on it
 
 
 class DataSettings(TaskSettings):
@@ -76,9 +77,14 @@ class TrainSettings(train_settings.TrainSettings):
 
     Torch draws normal numbers in groups of 16. With such sizes, the numbers of many steps that are
     drawn at once equal those of as many single draws.
+
+    Attributes:
+        skip: numbers that the generator of a model's weights, once seeded, skips. The original
+            study seeds once and draws all runs from one stream.
     """
 
     batch_size: int = Field(ge=16, multiple_of=16)
+    skip: int = Field(ge=0, lt=2**63)
 
     def check(self, data: DataSettings, train: Any) -> None:
         """Raise an `InputError` for a block of batches that is too large to be drawn at once."""
@@ -89,6 +95,10 @@ class TrainSettings(train_settings.TrainSettings):
                 f"train.batch_size: found {self.batch_size}; "
                 f"allowed with sequences of this size is at most {allowed}"
             )
+
+    def weight_generator(self, seed: int) -> torch.Generator:
+        """What draws the weights of the model with this seed, `skip` numbers ahead."""
+        return seeded(seed, self.skip)
 
 
 def assemble(
@@ -107,11 +117,9 @@ def assemble(
     >>> made["z"].tolist(), made["z_q"].tolist(), made["y_q"].tolist()
     ([[[1.0, 2.0, 3.5]]], [[3.0, 5.0, 0.0]], [8.0])
     """
-    identity = torch.eye(x.shape[-1]).expand(*beta.shape[:-1], -1, -1)
-    z = x @ torch.cat([identity, beta.unsqueeze(-1)], -1)  # x, and beta.x as the last column
-    z[..., -1] += noise
+    y = (x @ beta.unsqueeze(-1)).squeeze(-1) + noise
     return {
-        "z": z,
+        "z": torch.cat([x, y.unsqueeze(-1)], -1),
         "z_q": F.pad(x_q, (0, 1)),
         "y_q": (x_q * beta).sum(-1),
     }
@@ -124,8 +132,9 @@ def sample_steps(
     d, length = settings.d, settings.n_examples
     sizes = {"x": (n, length, d), "x_q": (n, d), "beta": (n, d), "noise": (n, length)}
     counts = [torch.Size(size).numel() for size in sizes.values()]
-    drawn = torch.empty(n_steps, sum(counts)).normal_(generator=generator).split(counts, 1)
-    parts = {name: part.unflatten(1, sizes[name]) for name, part in zip(sizes, drawn, strict=True)}
+    drawn = torch.empty(n_steps, sum(counts), dtype=torch.float32, device="cpu")
+    split = drawn.normal_(generator=generator).split(counts, 1)
+    parts = {name: part.unflatten(1, sizes[name]) for name, part in zip(sizes, split, strict=True)}
     parts["noise"] *= settings.noise_variance**0.5
     return assemble(**parts)
 

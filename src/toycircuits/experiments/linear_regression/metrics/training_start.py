@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
+from toycircuits.core.generators import seeded
 from toycircuits.experiments.linear_regression.model import InContextAttention, build
 from toycircuits.experiments.linear_regression.task import (
     DataSettings,
@@ -22,16 +23,15 @@ def training_start(
 ) -> pd.DataFrame:
     """What training starts with for the first seed, whose start was published.
 
-    The original study draws one batch only to print it. It then seeds the same generator again,
-    and draws the weights and the batches.
+    The original study seeds once. The first batch that it draws is only printed. All runs follow in
+    the same stream of numbers, each with its weights and then its batches.
 
-    One row a number. `item`: first_query, the first x that is asked for; loss, the losses of the
+    One row a number. `item`: first_query, the first x_q of the stream; loss, the losses of the
     first two steps.
     """
     seed = train.weight_seeds[0]
-    generator = torch.Generator().manual_seed(seed)
-    query = sample(train.batch_size, task, generator)["z_q"][0, : task.d]
-    generator.manual_seed(seed)
+    query = sample(train.batch_size, task, seeded(seed))["z_q"][0, : task.d]
+    generator = train.weight_generator(seed)
     network = build(model.settings, task, generator)
     first = loss(network, sample(train.batch_size, task, generator))
     _update(list(network.parameters()), first, train)
