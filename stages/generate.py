@@ -1,11 +1,9 @@
 """Make the data of one experiment."""
 
-import torch
 import typer
 
 from toycircuits.core import config, paths
-from toycircuits.core.checkpoints import write_tensors
-from toycircuits.core.slices import load_task
+from toycircuits.core.portable import pin
 from toycircuits.core.stage import Name, stage
 
 
@@ -13,6 +11,14 @@ def main(experiment: Name) -> None:
     """Write the tensors of EXPERIMENT."""
     with stage():
         params = config.read_params()
+        is_portable = pin(params)  # before the libraries are imported
+        import torch
+
+        from toycircuits.core.checkpoints import write_tensors
+        from toycircuits.core.device import prepare
+        from toycircuits.core.slices import load_task
+
+        prepare("cpu", is_portable)
         task = load_task(config.find_slice(params, experiment))
         settings = config.read_section(params, experiment, "data", task.DataSettings)
         tensors = task.generate(settings, torch.Generator().manual_seed(settings.seed))

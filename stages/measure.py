@@ -8,6 +8,7 @@ import typer
 
 from toycircuits.core import config, paths
 from toycircuits.core.fast_import import import_transformer_lens
+from toycircuits.core.portable import pin
 from toycircuits.core.stage import Name, all_read, stage
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
@@ -15,19 +16,21 @@ Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cp
 
 def main(run_name: Name, device: Device = "auto") -> None:
     """Write the tables of RUN_NAME."""
-    import_transformer_lens()
-    import pandas as pd
-
-    from toycircuits.core.checkpoints import read_data
-    from toycircuits.core.device import prepare
-    from toycircuits.core.slices import load_metrics, load_model, load_task
-    from toycircuits.core.trained_models import load_final_models
-
     with stage():
-        run = config.find_run(config.read_params(), run_name)
+        params = config.read_params()
+        is_portable = pin(params)  # before the libraries are imported
+        import_transformer_lens()
+        import pandas as pd
+
+        from toycircuits.core.checkpoints import read_data
+        from toycircuits.core.device import prepare
+        from toycircuits.core.slices import load_metrics, load_model, load_task
+        from toycircuits.core.trained_models import load_final_models
+
+        run = config.find_run(params, run_name)
         metrics = load_metrics(run.entry.slice)
         settings = run.section("measure", metrics.MeasureSettings)
-        torch_device = prepare(device)
+        torch_device = prepare(device, is_portable)
         data_file = paths.data_file(run.entry.experiment)
         folder = paths.trajectories(run_name)
         for load in (load_task, load_model):  # import what the models of the run need

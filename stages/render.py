@@ -3,16 +3,18 @@
 import typer
 
 from toycircuits.core import config, paths
+from toycircuits.core.portable import pin
 from toycircuits.core.stage import Name, stage
 
 
 def main(experiment: Name) -> None:
     """Draw EXPERIMENT."""
     with stage():
+        params = config.read_params()
+        pin(params)  # before the libraries are imported
         from toycircuits.core.pictures import write_figures
         from toycircuits.core.render import draw
 
-        params = config.read_params()
         summaries, drawn = draw(params, experiment, config.find_slice(params, experiment))
         summary = paths.summary(experiment)
         summary.mkdir(parents=True, exist_ok=True)

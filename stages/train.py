@@ -8,6 +8,7 @@ import typer
 
 from toycircuits.core import config, paths
 from toycircuits.core.fast_import import import_transformer_lens
+from toycircuits.core.portable import pin, refuse_compilation
 from toycircuits.core.stage import Name, all_read, digest_of, refuse_edits, stage
 
 Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cpu, cuda, cuda:1")]
@@ -15,18 +16,21 @@ Device = Annotated[str, typer.Option(envvar="TOYCIRCUITS_DEVICE", help="auto, cp
 
 def main(run_name: Name, device: Device = "auto") -> None:
     """Train RUN_NAME: one model for each of its variants and pairs of seeds."""
-    import_transformer_lens()
-    import pandas as pd
-
-    from toycircuits.core.checkpoints import read_data
-    from toycircuits.core.device import prepare
-    from toycircuits.core.train_run import read_settings, train_run
-    from toycircuits.core.training import DivergedError, StoppedError, only_process
-
     with stage():
-        run = config.find_run(config.read_params(), run_name)
+        params = config.read_params()
+        is_portable = pin(params)  # before the libraries are imported
+        import_transformer_lens()
+        import pandas as pd
+
+        from toycircuits.core.checkpoints import read_data
+        from toycircuits.core.device import prepare
+        from toycircuits.core.train_run import read_settings, train_run
+        from toycircuits.core.training import DivergedError, StoppedError, only_process
+
+        run = config.find_run(params, run_name)
         settings = read_settings(run)
-        torch_device = prepare(device)
+        refuse_compilation(settings.train.compile, params, run.key)
+        torch_device = prepare(device, is_portable)
         data_file = paths.data_file(run.entry.experiment)
         data = read_data(data_file, settings.data, torch_device)
         digest = digest_of(data_file)

@@ -326,6 +326,32 @@ def fresh() -> None:
 
 
 @app.command()
+def attest(
+    scale: Annotated[
+        str | None, typer.Option(help="look at the copy that `repro --scale` made of this scale")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="make the file of hashes from these results")
+    ] = False,
+) -> None:
+    """Check that results are, to the byte, those of the machine that attest/SCALE.json names.
+
+    Final weights, tables and summaries are compared. Only portable scales have such a file. Exit
+    code 1 if results differ or are missing.
+
+    Example: toycircuits attest --scale quick
+    """
+    with _in_project(needs_git=scale is None) as root:
+        from toycircuits.commands import attest as attestation
+
+        place = attestation.find_place(root, scale)
+        if write:
+            print(attestation.write_attestation(place))
+        else:
+            raise typer.Exit(not attestation.attest(place))
+
+
+@app.command()
 def fsck(
     remove: Annotated[
         bool, typer.Option(help="remove damaged objects, so that DVC makes new ones")

@@ -15,6 +15,7 @@ from toycircuits.commands.structure import check_structure
 from toycircuits.core.config import InputError, at_key, find_run, read_section, scales
 from toycircuits.core.fast_import import import_transformer_lens
 from toycircuits.core.paths import CLAIMS, claims_file
+from toycircuits.core.portable import refuse_compilation
 from toycircuits.core.slices import (
     load_ablations,
     load_figures,
@@ -104,6 +105,7 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
         train.check(data, train)
         run.section("measure", measure).check(data, train)
         run.section("ablate", ablate).check(data, train)
+    refuse_compilation(train.compile, params, run.key)
     for variant in run.variants:
         settings = run.section("model", architecture.ModelSettings, variant)
         with at_key(run.key), torch.device("meta"):

@@ -13,17 +13,18 @@ from toycircuits.core.paths import RESUME, exists
 from toycircuits.git import MAKE_REPOSITORY, has_git
 
 
-def check_environment(root: Path, is_local: bool = True) -> None:
+def check_environment(root: Path, is_local: bool = True, is_portable: bool = False) -> None:
     """Check whatever every command of a reproduction needs from its environment.
 
     Args:
         root: the project folder.
         is_local: whether the commands run on this machine. If not, its devices do not matter.
+        is_portable: whether the results have to be portable, for which a GPU is of no use.
 
     Raises:
         InputError: one line names the variable or the folder, what was found, and what to do.
     """
-    check_device(os.environ.get("TOYCIRCUITS_DEVICE") or "auto", is_local)
+    check_device(os.environ.get("TOYCIRCUITS_DEVICE") or "auto", is_local, is_portable)
     check_threads()
     check_shell()
     check_cache(root)
@@ -32,11 +33,13 @@ def check_environment(root: Path, is_local: bool = True) -> None:
         raise InputError(f"{RESUME}: {text}")
 
 
-def check_device(name: str, is_local: bool = True) -> None:
+def check_device(name: str, is_local: bool = True, is_portable: bool = False) -> None:
     """Check that `name` means a device, and that the device is there if `is_local`.
 
+    Only a CPU computes results that have to be portable.
+
     Raises:
-        InputError: it does not, or it is not.
+        InputError: it does not, or it is not, or it cannot compute portably.
     """
     import torch  # here, because it loads slowly
 
@@ -45,6 +48,9 @@ def check_device(name: str, is_local: bool = True) -> None:
     key = f"TOYCIRCUITS_DEVICE: found {name!r}"
     if not re.fullmatch(NAMES, name):
         raise InputError(f"{key}; allowed: auto, cpu, cuda, cuda:0, ...")
+    if is_portable and name.startswith("cuda"):
+        text = "results at this scale are portable, and a GPU computes other bytes"
+        raise InputError(f"{key}; {text}; allowed: auto, cpu")
     if is_local and name.startswith("cuda"):
         there = torch.cuda.device_count()  # starts nothing on them
         if int(name.partition(":")[2] or 0) >= there:

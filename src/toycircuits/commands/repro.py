@@ -36,6 +36,7 @@ from toycircuits.commands.leftovers import all_leftovers, drop_remnants, remnant
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
 from toycircuits.core.paths import LOGS, PAGE, RECORDS, REPORTS, RESUME
+from toycircuits.core.portable import PINS, is_portable
 from toycircuits.report.provenance import duration, read_records
 from toycircuits.revisions import check_files_of_dvc, remedy_of_dvc
 
@@ -106,6 +107,10 @@ def reproduce(
         readers = {stage.addressing for stage in book.readers(str(RECORDS))}
         spent = RESUME / "spent"
         records = Records(RECORDS, _records(), spent, readers, CODE, source) if readers else None
+        on_cpu = is_portable(params)
+        if on_cpu:  # a command that starts with the pins need not start again
+            os.environ.update(PINS)
+        may_use_gpus = engine == "local" and not on_cpu
         context = open_engine(engine, options.jobs, scheduler, PRELOAD, prefix="TOYCIRCUITS_")
         opened = stack.enter_context(context)
         display = stack.enter_context(Display(console, len(plan), LOGS))
@@ -119,7 +124,7 @@ def reproduce(
             keep_going=options.keep_going,
             before_first=lambda: _check(params, engine == "local"),
             records=records,
-            devices=devices(options.per_device, options.jobs) if engine == "local" else None,
+            devices=devices(options.per_device, options.jobs) if may_use_gpus else None,
             why_not=why_not,
         )
         outcome = schedule.run()
@@ -219,7 +224,7 @@ def _check(params: Mapping[str, Any], is_local: bool) -> None:
 
     validate(params, [str(params.get("scale", ""))])
     validate_claims(params, Path("claims"))
-    check_environment(Path.cwd(), is_local)
+    check_environment(Path.cwd(), is_local, is_portable(params))
 
 
 def _report(console: Console, outcome: Outcome, display: Display) -> int:

@@ -23,8 +23,17 @@ from toycircuits.core.config import (
     scales,
 )
 from toycircuits.core.messages import quoted
-from toycircuits.core.paths import ARTIFACTS, CLAIMS, LOGS, REPORTS, trajectories, weights_file
+from toycircuits.core.paths import (
+    ARTIFACTS,
+    ATTEST,
+    CLAIMS,
+    LOGS,
+    REPORTS,
+    trajectories,
+    weights_file,
+)
 from toycircuits.core.plain_yaml import check_plain
+from toycircuits.core.portable import is_portable
 from toycircuits.core.slices import PACKAGE
 
 STAGES = (
@@ -33,7 +42,10 @@ STAGES = (
 )
 # Commands take these names for something else, or files with another purpose have them.
 RESERVED = (*STAGES, "weights", "workspace", "pictures", "spent")
-FOLDERS = (*map(str, (ARTIFACTS, CLAIMS, LOGS, REPORTS)), "src", "stages", "tests", "docs")
+FOLDERS = (
+    *map(str, (ARTIFACTS, ATTEST, CLAIMS, LOGS, REPORTS)),
+    *("src", "stages", "tests", "docs"),
+)
 
 
 class _Experiment(Settings):
@@ -75,6 +87,7 @@ def check_structure(params: Mapping[str, Any]) -> None:
     for name, entry in params["experiments"].items():
         _check_slice(_Experiment.parse(entry, f"experiments.{name}").slice, name)
     experiment_tree(params, next(iter(params["experiments"])))
+    _check_portable(params)
     for scale in scales(params):
         _check_scale({**params, "scale": scale}, scale)
     for name in params["runs"]:
@@ -90,6 +103,16 @@ def _check_scale(params: Mapping[str, Any], scale: str) -> None:
     if unknown := set(params[scale]) - set(params["experiments"]):
         allowed = ", ".join(params["experiments"])
         raise InputError(f"{scale}.{min(unknown)}: no such experiment; allowed: {allowed}")
+
+
+def _check_portable(params: Mapping[str, Any]) -> None:
+    """Raise an `InputError` unless `portable` says yes or no of each scale, and of nothing else."""
+    allowed = scales(params)
+    for scale in allowed:
+        is_portable({**params, "scale": scale})
+    for name in params["portable"]:
+        if name not in allowed:
+            raise InputError(f"portable.{name}: no such scale; allowed: {', '.join(allowed)}")
 
 
 def _check_lists(params: Mapping[str, Any], experiment: str) -> None:

@@ -24,7 +24,8 @@ from toycircuits.core.plain_yaml import LARGEST as LARGEST_YAML
 from toycircuits.core.plain_yaml import check_plain, parse_yaml
 
 LARGEST_TEXT = 64_000_000  # bytes of a file; our own are far below
-STRUCTURE = ("scale", "experiments", "runs", "released")  # the other top-level keys are scales
+# The other top-level keys are scales.
+STRUCTURE = ("scale", "portable", "experiments", "runs", "released")
 SECTIONS = ("data", "model", "train", "measure", "ablate", "render")
 NAME = r"[A-Za-z][A-Za-z0-9_]{0,99}"  # names become parts of paths, which may have 255 bytes
 NAMES = "letters, digits and `_`, starting with a letter, at most 100 of them"

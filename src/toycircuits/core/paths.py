@@ -14,6 +14,7 @@ REPORTS = Path("reports")  # small, in git
 RESUME = Path(".resume")  # unfinished trainings; no stage names it as an output
 LOGS = Path("logs")  # what each command of a reproduction printed
 WEIGHTS = REPORTS / "weights"  # released final weights
+ATTEST = Path("attest")  # hashes of the results of each portable scale
 CLAIMS = Path("claims")  # one file of claims for each experiment
 PAGE = REPORTS / "index.html"
 RECORDS = REPORTS / "stages.json"  # how long each stage ran, on which machine
