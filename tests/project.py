@@ -19,7 +19,10 @@ PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 # run costs four stages, and of the unreleased ones, which form a grid, the first is enough.
 ALIKE = {
     *{"linear_regression_h2", "linear_regression_h4", "linear_regression_h8"},
-    *{"list_copy_100_reshuffle", "reverse_increment_random"},
+    *{"list_copy_100_reshuffle", "list_copy_100_2l_frozen", "reverse_increment_random"},
+    *{"modular_subtraction_long"},
+    *{name for name in PARAMS["runs"] if name.startswith("order_by_scale_2l_")},
+    *{"order_by_scale_3l", "order_by_scale_3l_new_orders"},
     *[name for name in PARAMS["runs"] if name not in PARAMS["released"]][1:],
 }
 for name in ALIKE:
@@ -47,6 +50,13 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
             **{"batch_size": 8, "length": 4, "log_every": 2},
             "stop": {"metric": "accuracy", "at_least": 0.01},
         },
+        "measure": {"sample": [2, 1]},
+        "ablate": {"sample": [2, 1]},
+    },
+    "order_by_scale": {
+        "data": {"n_symbols": 5},
+        "model": {"d_model": 8, "d_head": 8},
+        "train": {"batch_size": 8, "length": 4, "log_every": 2},
         "measure": {"sample": [2, 1]},
         "ablate": {"sample": [2, 1]},
     },

@@ -18,15 +18,17 @@ from toycircuits.experiments.list_copy.figures.cells import (
 
 
 def draw_grid(tables: Mapping[str, pd.DataFrame], grid: GridSettings) -> dict[str, go.Figure]:
-    """The figures of the grid's cells, by name."""
+    """The figures of the grid's cells, by name, and of the ways to draw batches."""
     cells, architecture = tables["grid"], tables["architecture"]
-    return {
-        "grid_table": grid_table(cells, grid),
-        "grid_accuracy": grid_accuracy(cells),
-        "grid_curves": grid_curves(tables["training"], architecture),
-        "grid_outputs": grid_outputs(tables["outcomes"], architecture),
-        "batches": batches(tables["training"], architecture, grid),
-    }
+    figures = {}
+    if not cells.empty:
+        figures = {
+            "grid_table": grid_table(cells, grid),
+            "grid_accuracy": grid_accuracy(cells),
+            "grid_curves": grid_curves(tables["training"], architecture),
+            "grid_outputs": grid_outputs(tables["outcomes"], architecture),
+        }
+    return figures | {"batches": batches(tables["training"], architecture, grid)}
 
 
 def pivoted(cells: pd.DataFrame, values: str) -> pd.DataFrame:
