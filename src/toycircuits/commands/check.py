@@ -95,6 +95,8 @@ def _check_experiment(params: Mapping[str, Any], name: str) -> None:
 def _check_run(params: Mapping[str, Any], name: str) -> None:
     import torch
 
+    from toycircuits.core.outline import outline
+
     run = find_run(params, name)
     task, architecture = load_task(run.entry.slice), load_model(run.entry.slice)
     data = run.section("data", task.DataSettings)
@@ -108,7 +110,7 @@ def _check_run(params: Mapping[str, Any], name: str) -> None:
     refuse_compilation(train.compile, params, run.key)
     for variant in run.variants:
         settings = run.section("model", architecture.ModelSettings, variant)
-        with at_key(run.key), torch.device("meta"):
+        with at_key(run.key), outline():
             model = architecture.build(settings, data, torch.Generator(device="cpu"))
             trained = [weight for weight in model.parameters() if weight.requires_grad]
             _check_memory(sum(weight.numel() for weight in trained), data.shapes)
