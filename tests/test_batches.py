@@ -3,6 +3,7 @@
 import pytest
 import torch
 from made_trainings import some_data
+from torch import Tensor
 
 from toycircuits.core.batches import Batch, BatchStream, full_batch, shuffled_batches
 from toycircuits.core.config import InputError
@@ -81,3 +82,19 @@ def test_the_full_batch_is_given_at_every_step() -> None:
 
 
 # --- resuming ---
+
+
+def test_others_settings_of_torch_reach_no_batch() -> None:
+    def drawn() -> list[Tensor]:
+        generator = torch.Generator("cpu").manual_seed(3)
+        streams = [full_batch(data), shuffled_batches(data, 4, generator, drop_last=False)]
+        return [stream.next()[name] for stream in streams for _ in range(5) for name in data]
+
+    data, before = some_data(), torch.get_default_dtype()
+    expected = drawn()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            assert all(map(torch.equal, drawn(), expected))
+    finally:
+        torch.set_default_dtype(before)

@@ -62,7 +62,7 @@ class BatchStream:
 
 def full_batch(batch: Batch) -> BatchStream:
     """The stream that gives `batch` at every step."""
-    return BatchStream(lambda _: [batch], torch.Generator(), redraw=False)
+    return BatchStream(lambda _: [batch], torch.Generator("cpu"), redraw=False)
 
 
 def shuffled_batches(
@@ -79,7 +79,7 @@ def shuffled_batches(
         raise InputError(f"train.batch_size: found {batch_size}; allowed is at most {n_rows}")
 
     def draw(generator: torch.Generator) -> list[Batch]:
-        order = torch.randperm(n_rows, generator=generator)
+        order = torch.randperm(n_rows, generator=generator, dtype=torch.int64, device="cpu")
         parts = order.split(batch_size)[:per_epoch]
         return [{name: column[part] for name, column in data.items()} for part in parts]
 

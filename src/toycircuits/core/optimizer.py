@@ -29,7 +29,7 @@ class Optimizer:
                 "parameter": parameter,
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
-                "step": torch.zeros((), device=parameter.device),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             }
             for parameter in self.parameters
         ]
