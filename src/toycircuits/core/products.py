@@ -1,14 +1,15 @@
 """The products of attention: queries with keys, and patterns with values.
 
-Both are matrix products. Tiny ones are written as sums of products, which are faster then.
+Both are matrix products. Tiny ones are written as sums of products, which are faster then. Where
+all sequences share one factor, its batch is 1.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from toycircuits.core.rows import Rows, TokenTable, gather
+from toycircuits.core.rows import Part
 
 NARROW = 16  # rows with fewer numbers are multiplied faster as sums
 FEW = 256  # so are products of at most so many numbers
@@ -16,46 +17,45 @@ MANY = 8192  # sums of more numbers would fill the memory
 PAIRS_PER_SEQUENCE = 4  # up to so many pairs for each sequence, a table of all pairs saves time
 
 
-def attention_scores(
-    q: Rows, k: Rows, mask_bias: Float[Tensor, "query key"] | None
+def table_products(
+    q: Part, k: Part, tokens: Int[Tensor, "batch all_pos"]
 ) -> Float[Tensor, "batch head query key"]:
-    """Products of all queries with all keys, -inf where a query may not attend to a key.
+    """Products of queries and keys in tables, each pair of entries once if there are few pairs.
 
     Args:
-        q, k: rows [head, d] of the queries and keys.
+        q, k: values [d_vocab, pos, head, d].
     """
-    if isinstance(q, TokenTable) and isinstance(k, TokenTable):
-        scores = _table_scores(q, k)
-    else:
-        scores = dot_products(gather(q).transpose(1, 2), gather(k).transpose(1, 2))
-    return scores if mask_bias is None else scores + mask_bias
-
-
-def _table_scores(q: TokenTable, k: TokenTable) -> Float[Tensor, "batch head query key"]:
-    """Products of queries and keys, each pair of different rows once if there are few pairs."""
-    if len(q.values) * len(k.values) > PAIRS_PER_SEQUENCE * len(q.tokens):
-        return dot_products(q.gather().transpose(1, 2), k.gather().transpose(1, 2))
+    n_pairs = q.values.shape[:2].numel() * k.values.shape[:2].numel()
+    if n_pairs > PAIRS_PER_SEQUENCE * len(tokens):
+        rows = (part.at("batch", tokens).transpose(1, 2) for part in (q, k))
+        return dot_products(*rows)
     products = q.values.flatten(0, 1).transpose(0, 1) @ k.values.flatten(0, 1).permute(1, 2, 0)
-    pairs = q.entries().unsqueeze(2) * products.shape[-1] + k.entries().unsqueeze(1)
+    pairs = q.entries(tokens).unsqueeze(2) * products.shape[-1] + k.entries(tokens).unsqueeze(1)
     return F.embedding(pairs, products.flatten(1).T).permute(0, 3, 1, 2)
 
 
 def dot_products(
-    q: Float[Tensor, "batch head query d"], k: Float[Tensor, "batch head key d"]
+    q: Float[Tensor, "batch_q head query d"], k: Float[Tensor, "batch_k head key d"]
 ) -> Float[Tensor, "batch head query key"]:
-    """Products of all queries with all keys."""
+    """Products of all queries with all keys; the batch of one side may be 1."""
     if _as_sums(q.shape[3], q.shape[2] * k.shape[2]):
         return (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1)
-    return q @ k.transpose(2, 3)
+    if len(q) == len(k):
+        return q @ k.transpose(2, 3)
+    if len(q) == 1:
+        return torch.einsum("hqd,bhkd->bhqk", q[0], k)
+    return torch.einsum("bhqd,hkd->bhqk", q, k[0])
 
 
 def weighted_sums(
-    pattern: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch head key d"]
+    pattern: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch_v head key d"]
 ) -> Float[Tensor, "batch head query d"]:
-    """Sums of the values, weighted by the attention pattern."""
+    """Sums of the values, weighted by the attention pattern; the batch of values may be 1."""
     if _as_sums(v.shape[3], pattern.shape[2] * pattern.shape[3]):
         return (pattern.unsqueeze(-1) * v.unsqueeze(2)).sum(3)
-    return pattern @ v
+    if len(v) == len(pattern):
+        return pattern @ v
+    return torch.einsum("bhqk,hkd->bhqd", pattern, v[0])
 
 
 def _as_sums(d: int, n_pairs: int) -> bool:

@@ -1,26 +1,30 @@
-"""Which rows a forward pass computes.
+"""Which rows a forward pass computes, and how often each of them.
 
-A *row* is the vector of one position of one sequence. Two things save rows. Only rows that the
-logits read depend on are computed: `rows_needed` walks back over the layers to find them. And
-below the first attention a row depends on its token and position alone, so that a large batch has
-few different rows: a `TokenTable` holds each of them once.
+A *row* is the vector of one position of one sequence. Two things save rows.
 
-The residual stream is therefore a tensor [batch, pos, d_model] or a `TokenTable`. `apply`, `take`
-and `gather` work on both.
+Only rows that the logits read depend on are computed: `rows_needed` walks back over the layers to
+find them.
+
+And a row that is the same in several sequences is computed once. The embedding depends on the token
+of its own position, and attention adds the tokens that its keys depend on. A row that depends on no
+token but fixed ones is a *constant*: one row serves all sequences. A row that depends on the token
+of one position is an entry of a *table*, which has one row for each token. All other rows belong to
+the *batch*.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-ROWS_PER_ENTRY = 4  # a table saves time if the batch has more sequences for each token
+Allowed: TypeAlias = Sequence[Sequence[bool]]  # [query, key]; True where a query may attend
 Index: TypeAlias = slice | list[int]  # of positions; a slice where they are adjacent
+Kind: TypeAlias = Literal["constant", "table", "batch"]
+KINDS: tuple[Kind, ...] = ("constant", "table", "batch")
 
 
 @dataclass(frozen=True)
@@ -31,143 +35,177 @@ class LayerRows:
         inputs: positions whose residual stream enters the layer.
         queries: positions whose residual stream leaves it.
         keys: positions that the queries may attend to.
-        query_index, key_index: places of the queries, and of the keys, among the inputs.
     """
 
     inputs: tuple[int, ...]
     queries: tuple[int, ...]
     keys: tuple[int, ...]
-    query_index: Index = field(init=False, compare=False, repr=False)
-    key_index: Index = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "query_index", index_of(self.queries, self.inputs))
-        object.__setattr__(self, "key_index", index_of(self.keys, self.inputs))
-
-    def mask_bias(self, allowed: list[list[bool]]) -> Float[Tensor, "query key"] | None:
-        """What to add to the scores: -inf where a query may not attend; None if nowhere."""
-        rows = [[0.0 if allowed[q][k] else -math.inf for k in self.keys] for q in self.queries]
-        return torch.tensor(rows) if any(map(any, rows)) else None
 
 
-class LayerPlan(NamedTuple):
-    """What one layer computes: the rows, and the mask on the model's device."""
-
-    rows: LayerRows
-    mask_bias: Float[Tensor, "query key"] | None
-
-
-def index_of(wanted: Sequence[int], positions: Sequence[int]) -> Index:
-    """Places of the `wanted` positions among `positions`.
-
-    >>> index_of((3, 4), (1, 3, 4)), index_of((1, 4), (1, 3, 4))
-    (slice(1, 3, None), [0, 2])
-    """
-    index = [positions.index(position) for position in wanted]
-    adjacent = index == list(range(index[0], index[-1] + 1))
-    return slice(index[0], index[-1] + 1) if adjacent else index
-
-
-def rows_needed(
-    allowed: list[list[bool]], read: Sequence[int], n_layers: int
-) -> tuple[LayerRows, ...]:
+def rows_needed(allowed: Sequence[Allowed], read: Sequence[int]) -> tuple[LayerRows, ...]:
     """Walk back from the positions read to the rows that each layer has to compute.
 
-    Raises:
-        ValueError: a position to read does not exist, or a query may attend to no key.
+    Args:
+        allowed: the mask of each layer.
 
-    >>> allowed = [[True, False, False], [True, True, False], [True, True, True]]
-    >>> rows_needed(allowed, [2], n_layers=1)
+    Raises:
+        ValueError: a position to read does not exist.
+
+    >>> causal = [[True, False, False], [True, True, False], [True, True, True]]
+    >>> rows_needed([causal], [2])
     (LayerRows(inputs=(0, 1, 2), queries=(2,), keys=(0, 1, 2)),)
     """
     layers: list[LayerRows] = []
+    n_pos = len(allowed[-1])
     queries = tuple(sorted(set(read)))
-    if not queries or queries[0] < 0 or queries[-1] >= len(allowed):
-        raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {len(allowed) - 1}")
-    for _ in range(n_layers):
-        _check_queries_see_keys(allowed, queries)
-        keys = tuple(key for key in range(len(allowed)) if any(allowed[q][key] for q in queries))
+    if not queries or queries[0] < 0 or queries[-1] >= n_pos:
+        raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {n_pos - 1}")
+    for mask in reversed(allowed):
+        keys = tuple(key for key in range(n_pos) if any(mask[query][key] for query in queries))
         inputs = tuple(sorted({*queries, *keys}))
         layers.append(LayerRows(inputs, queries, keys))
         queries = inputs
     return tuple(reversed(layers))
 
 
-def all_rows(allowed: list[list[bool]], n_layers: int) -> tuple[LayerRows, ...]:
-    """Every row in every layer, as a hook expects them.
+def sources(allowed: Sequence[Allowed], fixed: Sequence[bool]) -> list[list[frozenset[int]]]:
+    """The positions whose tokens each row depends on, before the first layer and after each layer.
 
-    Raises:
-        ValueError: a query may attend to no key.
+    Args:
+        fixed: whether a position holds the same token in all sequences.
+
+    >>> mask = [[True, False, False], [True, False, False], [True, True, False]]
+    >>> [[sorted(row) for row in level] for level in sources([mask], [False, False, True])]
+    [[[0], [1], []], [[0], [0, 1], [0, 1]]]
     """
-    everywhere = tuple(range(len(allowed)))
-    _check_queries_see_keys(allowed, everywhere)
-    return (LayerRows(everywhere, everywhere, everywhere),) * n_layers
+    now = [frozenset[int]() if known else frozenset({pos}) for pos, known in enumerate(fixed)]
+    levels = [now]
+    for mask in allowed:
+        keys = [
+            [now[key] for key, may in enumerate(mask[query]) if may] for query in range(len(now))
+        ]
+        now = [row.union(*seen) for row, seen in zip(now, keys, strict=True)]
+        levels.append(now)
+    return levels
 
 
-def _check_queries_see_keys(allowed: list[list[bool]], queries: Sequence[int]) -> None:
-    """Raise a `ValueError` if one of the queries may attend to no key."""
-    for query in queries:
-        if not any(allowed[query]):
-            raise ValueError(
-                f"found {len(allowed)} positions; position {query} may attend to none of them"
-            )
+def kind_of(depends_on: frozenset[int], tables: bool) -> Kind:
+    """The kind of a row that depends on the tokens of these positions.
+
+    Args:
+        tables: whether the batch is so large that a table saves time.
+    """
+    if not depends_on:
+        return "constant"
+    return "table" if tables and len(depends_on) == 1 else "batch"
 
 
 @dataclass(frozen=True)
-class TokenTable:
-    """Rows that depend on their token and position alone, each such pair once.
+class Part:
+    """Rows of one kind.
 
     Attributes:
-        values: [d_vocab, pos, ...], the row of each token at each of the positions.
+        values: [n, pos, ...], where n is 1 for constants, d_vocab for a table, and else the batch.
         positions: which positions these are.
-        tokens: the tokens of the batch, at all positions of the sequence.
+        columns: of a table; for each of `positions`, the position whose token is the entry.
     """
 
-    values: Float[Tensor, "d_vocab pos *d"]
+    kind: Kind
+    values: Tensor
     positions: tuple[int, ...]
-    tokens: Int[Tensor, "batch all_pos"]
+    columns: tuple[int, ...] = ()
 
-    def apply(self, function: Callable[[Tensor], Tensor]) -> "TokenTable":
-        """The table of `function` of each row; it must treat rows one by one."""
-        return TokenTable(function(self.values), self.positions, self.tokens)
+    def take(self, positions: Sequence[int]) -> "Part":
+        """The rows of those of `positions` that are here, in the order of `positions`."""
+        taken = tuple(position for position in positions if position in self.positions)
+        if taken == self.positions:
+            return self
+        places = [self.positions.index(position) for position in taken]
+        columns = tuple(self.columns[place] for place in places) if self.columns else ()
+        return Part(self.kind, self.values[:, as_slice(places)], taken, columns)
 
-    def take(self, index: Index) -> "TokenTable":
-        """The rows at some of the positions."""
-        places = index if isinstance(index, list) else range(*index.indices(len(self.positions)))
-        positions = tuple(self.positions[place] for place in places)
-        return TokenTable(_take(self.values, index), positions, self.tokens)
+    def at(self, kind: Kind, tokens: Int[Tensor, "batch all_pos"]) -> Tensor:
+        """The rows [n, pos, ...] for sums with rows of a `kind` that is no more constant.
 
-    def entries(self) -> Int[Tensor, "batch pos"]:
-        """Which entry each row of the batch is, in the table flattened over its first two axes."""
-        at = index_of(self.positions, range(self.tokens.shape[1]))
-        offsets = torch.arange(len(self.positions), device=self.tokens.device)
-        return self.tokens[:, at] * len(self.positions) + offsets
-
-    def gather(self) -> Float[Tensor, "batch pos *d"]:
-        """The rows of the batch."""
+        Constants keep n = 1: sums broadcast them. A table is the batch of its entries.
+        """
+        if self.kind != "table" or kind == "table":
+            return self.values
         # `embedding` and not indexing, because its backward pass is several times as fast.
-        rows = F.embedding(self.entries(), self.values.flatten(0, 1).flatten(1))
+        rows = F.embedding(self.entries(tokens), self.values.flatten(0, 1).flatten(1))
         return rows.unflatten(-1, self.values.shape[2:])
 
-
-Rows: TypeAlias = Tensor | TokenTable  # of a batch: each of them, or each different one once
-
-
-def apply(function: Callable[[Tensor], Tensor], rows: Rows) -> Rows:
-    """`function` of each row; it must treat rows one by one."""
-    return rows.apply(function) if isinstance(rows, TokenTable) else function(rows)
+    def entries(self, tokens: Int[Tensor, "batch all_pos"]) -> Int[Tensor, "batch pos"]:
+        """Which entry each row of the batch is, in the table flattened over its first two axes."""
+        n = len(self.positions)
+        offsets = torch.arange(n, dtype=torch.int64, device=tokens.device)
+        return tokens[:, as_slice(self.columns)] * n + offsets
 
 
-def take(rows: Rows, index: Index) -> Rows:
-    """The rows at some of their positions."""
-    return rows.take(index) if isinstance(rows, TokenTable) else _take(rows, index)
+@dataclass(frozen=True)
+class Rows:
+    """The rows of some positions, as at most one part of each kind."""
+
+    parts: tuple[Part, ...]
+
+    @staticmethod
+    def merged(parts: Sequence[Part]) -> "Rows":
+        """The rows of all `parts`, of which several may be of one kind."""
+        merged = []
+        for kind in KINDS:
+            same = [part for part in parts if part.kind == kind]
+            if same:
+                positions = tuple(position for part in same for position in part.positions)
+                columns = tuple(column for part in same for column in part.columns)
+                values = [part.values for part in same]
+                joined = values[0] if len(values) == 1 else torch.cat(values, 1)
+                merged.append(Part(kind, joined, positions, columns))
+        return Rows(tuple(merged))
+
+    @property
+    def count(self) -> int:
+        """Number of rows that are computed."""
+        return sum(len(part.values) * len(part.positions) for part in self.parts)
+
+    def take(self, positions: Sequence[int]) -> "Rows":
+        """The rows of those of `positions` that are here."""
+        parts = (part.take(positions) for part in self.parts)
+        return Rows(tuple(part for part in parts if part.positions))
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "Rows":
+        """`function` of each row, called once for all of them.
+
+        Args:
+            function: of a matrix [row, d]; it must treat rows one by one.
+        """
+        shapes = [part.values.shape[:2] for part in self.parts]
+        flat = [part.values.flatten(0, 1) for part in self.parts]
+        if len(flat) == 1:
+            return self.replaced([function(flat[0]).unflatten(0, shapes[0])])
+        split = function(torch.cat(flat)).split([n * pos for n, pos in shapes])
+        return self.replaced(
+            [x.unflatten(0, shape) for x, shape in zip(split, shapes, strict=True)]
+        )
+
+    def replaced(self, values: Sequence[Tensor]) -> "Rows":
+        """The same positions with other `values`, one tensor [n, pos, ...] for each part."""
+        pairs = zip(self.parts, values, strict=True)
+        return Rows(tuple(Part(part.kind, x, part.positions, part.columns) for part, x in pairs))
 
 
-def gather(rows: Rows) -> Float[Tensor, "batch pos *d"]:
-    """The rows of the batch, one for each sequence and position."""
-    return rows.gather() if isinstance(rows, TokenTable) else rows
+def side_by_side(pieces: Sequence[Tensor], n: int, axis: int = 1) -> Tensor:
+    """Tensors along `axis`, after those with one row for all sequences are repeated `n` times."""
+    if len(pieces) == 1 and len(pieces[0]) == n:
+        return pieces[0]
+    return torch.cat([piece.expand(n, *piece.shape[1:]) for piece in pieces], axis)
 
 
-def _take(x: Tensor, index: Index) -> Tensor:
-    everything = isinstance(index, slice) and index == slice(0, x.shape[1])
-    return x if everything else x[:, index]
+def as_slice(places: Sequence[int]) -> Index:
+    """`places` as an index: a slice where they are adjacent, which makes a view.
+
+    >>> as_slice([1, 2]), as_slice([1, 3]), as_slice([])
+    (slice(1, 3, None), [1, 3], slice(0, 0, None))
+    """
+    first = places[0] if places else 0
+    adjacent = list(places) == list(range(first, first + len(places)))
+    return slice(first, first + len(places)) if adjacent else list(places)

@@ -1,44 +1,43 @@
 """The transformer that all token experiments share, as a `HookedRootModule`.
 
-Pre-norm residual stream, any boolean attention mask, MLP or none, LayerNorm or none, biases or
+Pre-norm residual stream, any boolean mask in each layer, MLP or none, LayerNorm or none, biases or
 none, value and output matrices that may be frozen to the identity. Hook names and state-dict keys
 are those of TransformerLens's `HookedTransformer` (removed in TransformerLens 4).
 
-Only what is read is computed: `forward(tokens, read=...)` takes the positions whose logits are
-wanted, and one walk back over the layers (`rows_needed`) finds the rows each layer has to touch.
-Without `read` every row is computed and every hook sees its usual shape.
+There are two forms of the forward pass. The form with hooks is written as in TransformerLens, and
+every hook sees its usual shape. The fast form computes the logits at the positions that are read,
+and what they need. `forward(tokens, read=...)` takes it if no module has a hook.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 
+from toycircuits.core import fast_form
 from toycircuits.core.config import Settings
-from toycircuits.core.products import attention_scores, weighted_sums
-from toycircuits.core.rows import (
-    ROWS_PER_ENTRY,
-    LayerPlan,
-    Rows,
-    TokenTable,
-    all_rows,
-    apply,
-    gather,
-    index_of,
-    rows_needed,
-    take,
+from toycircuits.core.layers import (
+    Block,
+    Embed,
+    HookPoint,
+    PosEmbed,
+    Unembed,
+    has_hooks,
+    normalization,
 )
+from toycircuits.core.plans import Plan, make_plan
+from toycircuits.core.rows import Allowed, rows_needed
 
-Allowed: TypeAlias = list[list[bool]]  # [query, key]
-PlanKey: TypeAlias = tuple[tuple[int, ...] | None, int, torch.device]  # read, positions, device
+# What a plan is for: positions read, positions in the sequence, whether tokens are fixed, whether
+# tables save time, device.
+PlanKey: TypeAlias = tuple[tuple[int, ...], int, bool, bool, torch.device]
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
-LAYER_NORM_EPS = 1e-5
+SEQUENCES_PER_TOKEN = 4  # a table of rows saves time if the batch has more sequences for each token
 
 
 class TransformerSettings(Settings):
@@ -79,7 +78,7 @@ class TransformerSettings(Settings):
         return len(self.masks[0])
 
     @property
-    def allowed(self) -> list[Allowed]:
+    def allowed(self) -> list[list[list[bool]]]:
         """The mask of each layer as booleans, [query, key]."""
         masks = [[[cell == "1" for cell in row] for row in mask] for mask in self.masks]
         return masks * self.n_layers if len(masks) == 1 else masks
@@ -125,242 +124,36 @@ class TransformerSettings(Settings):
                 raise ValueError(f"mask row {query} is {row!r}; a query must see at least one key")
 
 
-def has_hooks(*hooks: HookPoint) -> bool:
-    """Whether one of `hooks` has a hook function, which looks at an activation or changes it."""
-    return any(hook._forward_hooks or hook._backward_hooks for hook in hooks)
-
-
-def call_if_hooked(hook: HookPoint, x: Tensor) -> Tensor:
-    """`hook(x)` if the hook point has a hook function; a call costs more than small arithmetic."""
-    return hook(x) if has_hooks(hook) else x
-
-
-class LayerNorm(nn.Module):
-    """LayerNorm over d_model, with TransformerLens's hooks and parameter names."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(d_model))
-        self.b = nn.Parameter(torch.zeros(d_model))
-        self.hook_scale = HookPoint()
-        self.hook_normalized = HookPoint()
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        if not has_hooks(self.hook_scale, self.hook_normalized):
-            return F.layer_norm(x, self.w.shape, self.w, self.b, LAYER_NORM_EPS)
-        x = x - x.mean(-1, keepdim=True)
-        scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + LAYER_NORM_EPS).sqrt())
-        return self.hook_normalized(x / scale * self.w + self.b)
-
-
-class Embed(nn.Module):
-    """Token embedding, W_E [d_vocab, d_model]."""
-
-    def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        self.W_E = nn.Parameter(torch.empty(settings.d_vocab, settings.d_model))
-
-
-class PosEmbed(nn.Module):
-    """Positional embedding, W_pos [n_ctx, d_model]."""
-
-    def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        self.W_pos = nn.Parameter(torch.empty(settings.n_ctx, settings.d_model))
-
-
-class Unembed(nn.Module):
-    """Unembedding, W_U [d_model, d_vocab_out] and b_U [d_vocab_out]."""
-
-    def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        self.W_U = nn.Parameter(torch.empty(settings.d_model, settings.d_vocab_out))
-        self.b_U = nn.Parameter(torch.zeros(settings.d_vocab_out))
-        self.use_bias = settings.use_bias
-
-    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Tensor:
-        logits = resid @ self.W_U
-        return logits + self.b_U if self.use_bias else logits
-
-
-class Attention(nn.Module):
-    """Multi-head attention: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model]."""
-
-    def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        heads, d_model, d_head = settings.n_heads, settings.d_model, settings.d_head
-        self.W_Q = nn.Parameter(torch.empty(heads, d_model, d_head))
-        self.W_K = nn.Parameter(torch.empty(heads, d_model, d_head))
-        self.W_V = nn.Parameter(torch.empty(heads, d_model, d_head))
-        self.W_O = nn.Parameter(torch.empty(heads, d_head, d_model))
-        self.b_Q = nn.Parameter(torch.zeros(heads, d_head))
-        self.b_K = nn.Parameter(torch.zeros(heads, d_head))
-        self.b_V = nn.Parameter(torch.zeros(heads, d_head))
-        self.b_O = nn.Parameter(torch.zeros(d_model))
-        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
-        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
-        self.hook_z = HookPoint()
-
-    def forward(
-        self, queries: Rows, keys: Rows, mask_bias: Float[Tensor, "query key"] | None
-    ) -> Float[Tensor, "batch query d_model"]:
-        """What attention adds to the residual stream at the queries.
-
-        Args:
-            queries, keys: rows [d_model] that the queries, and the keys and values, are made of.
-            mask_bias: added to the scores; -inf where a query may not attend to a key.
-        """
-        inner = (self.hook_q, self.hook_k, self.hook_v, self.hook_attn_scores, self.hook_pattern)
-        wide = self.settings.n_heads == 1 and self.settings.d_head == self.settings.d_model
-        if wide and not has_hooks(*inner, self.hook_z):
-            return self._merged(queries, keys, mask_bias)
-        return self._by_head(queries, keys, mask_bias)
-
-    def _by_head(self, queries: Rows, keys: Rows, mask_bias: Tensor | None) -> Tensor:
-        """Attention as TransformerLens writes it, every activation passing through its hook."""
-        q, k = self._project(queries, "Q"), self._project(keys, "K")
-        v = self.hook_v(gather(self._project(keys, "V")))
-        if has_hooks(self.hook_q, self.hook_k):
-            q, k = self.hook_q(gather(q)), self.hook_k(gather(k))
-        q = apply(lambda x: x / self.settings.d_head**0.5, q)
-        scores = self.hook_attn_scores(attention_scores(q, k, mask_bias))
-        pattern = self.hook_pattern(scores.softmax(-1))
-        z = self.hook_z(weighted_sums(pattern, v.transpose(1, 2)).transpose(1, 2))
-        out = z.sum(2) if self.settings.freeze_W_O else z.flatten(2) @ self.W_O.flatten(0, 1)
-        return out + self.b_O if self.settings.use_bias else out
-
-    def _project(self, rows: Rows, name: str) -> Rows:
-        """Queries, keys or values (`name` is Q, K or V), rows [head, d_head]."""
-        heads, d_head = self.settings.n_heads, self.settings.d_head
-        weight: Tensor = getattr(self, f"W_{name}")
-        bias: Tensor = getattr(self, f"b_{name}")
-
-        def project(x: Float[Tensor, "batch pos d_model"]) -> Tensor:
-            if name == "V" and self.settings.freeze_W_V:
-                out = x.unsqueeze(2).expand(-1, -1, heads, -1)
-            else:
-                out = x @ weight.permute(1, 0, 2).reshape(-1, heads * d_head)
-                out = out.unflatten(-1, (heads, d_head))
-            return out + bias if self.settings.use_bias else out
-
-        return apply(project, rows)
-
-    def _merged(self, queries: Rows, keys: Rows, mask_bias: Tensor | None) -> Tensor:
-        """One head as wide as the residual stream, its matrices multiplied before the rows are.
-
-        Scores are x W_Q W_K^T y^T and outputs (sum of a_i y_i) W_V W_O: neither keys nor values are
-        formed, and what is frozen to the identity is left out. b_K would add the same to all scores
-        of a query, which the softmax takes away again.
-        """
-        scaled_K = self.W_K[0].T / self.settings.d_head**0.5
-        W_QK = self.W_Q[0] @ scaled_K
-
-        def project(x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos 1 d_model"]:
-            q = x @ W_QK
-            return (q + self.b_Q @ scaled_K if self.settings.use_bias else q).unsqueeze(2)
-
-        q, k = apply(project, queries), apply(lambda x: x.unsqueeze(2), keys)
-        pattern = attention_scores(q, k, mask_bias).softmax(-1)
-        out = weighted_sums(pattern, gather(keys).unsqueeze(1)).squeeze(1)
-        return self._output(out)
-
-    def _output(
-        self, y: Float[Tensor, "batch query d_model"]
-    ) -> Float[Tensor, "batch query d_model"]:
-        """What the one head writes of `y`, the mean of the rows that it attends to."""
-        frozen_V, frozen_O = self.settings.freeze_W_V, self.settings.freeze_W_O
-        if not (frozen_V and frozen_O):
-            W_V, W_O = self.W_V[0], self.W_O[0]
-            y = y @ (W_O if frozen_V else W_V if frozen_O else W_V @ W_O)
-        if self.settings.use_bias:
-            b_V = self.b_V[0] if frozen_O else self.b_V[0] @ self.W_O[0]
-            y = y + (b_V + self.b_O)
-        return y
-
-
-class MLP(nn.Module):
-    """Two-layer MLP: W_in [d_model, d_mlp], W_out [d_mlp, d_model]."""
-
-    def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        assert settings.d_mlp is not None
-        self.use_bias = settings.use_bias
-        self.W_in = nn.Parameter(torch.empty(settings.d_model, settings.d_mlp))
-        self.b_in = nn.Parameter(torch.zeros(settings.d_mlp))
-        self.W_out = nn.Parameter(torch.empty(settings.d_mlp, settings.d_model))
-        self.b_out = nn.Parameter(torch.zeros(settings.d_model))
-        self.activation = F.relu if settings.act_fn == "relu" else F.gelu
-        self.hook_pre = HookPoint()
-        self.hook_post = HookPoint()
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = self._add(x @ self.W_in, self.b_in)
-        if self.activation is F.relu and not has_hooks(self.hook_pre):
-            post = F.relu_(pre)  # in place: nobody sees `pre`, and it is the largest of all tensors
-        else:
-            post = self.activation(call_if_hooked(self.hook_pre, pre))
-        post = call_if_hooked(self.hook_post, post)
-        return self._add(post @ self.W_out, self.b_out)
-
-    def _add(self, x: Tensor, bias: Tensor) -> Tensor:
-        return x + bias if self.use_bias else x
-
-
-class Block(nn.Module):
-    """One layer: attention and, where there is one, an MLP, each added to the residual stream."""
-
-    def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        self.attn = Attention(settings)
-        self.ln1 = LayerNorm(settings.d_model) if settings.normalization else nn.Identity()
-        self.hook_resid_pre = HookPoint()
-        self.hook_attn_out = HookPoint()
-        self.hook_resid_post = HookPoint()
-        self.mlp = MLP(settings) if settings.d_mlp is not None else None
-        if self.mlp is not None:
-            self.ln2 = LayerNorm(settings.d_model) if settings.normalization else nn.Identity()
-            self.hook_resid_mid = HookPoint()
-            self.hook_mlp_out = HookPoint()
-
-    def forward(self, resid: Rows, layer: LayerPlan) -> Float[Tensor, "batch query d_model"]:
-        """Residual stream at the queries after this layer, from that at the inputs before it."""
-        rows = layer.rows
-        if isinstance(resid, Tensor):  # a table of rows is computed only where nobody hooks them
-            resid = call_if_hooked(self.hook_resid_pre, resid)
-        normed = apply(self.ln1, resid)
-        queries, keys = take(normed, rows.query_index), take(normed, rows.key_index)
-        x = gather(take(resid, rows.query_index))
-        x = x + call_if_hooked(self.hook_attn_out, self.attn(queries, keys, layer.mask_bias))
-        if self.mlp is not None:
-            x = call_if_hooked(self.hook_resid_mid, x)
-            x = x + call_if_hooked(self.hook_mlp_out, self.mlp(self.ln2(x)))
-        return call_if_hooked(self.hook_resid_post, x)
-
-
 class Transformer(HookedRootModule):
     """The transformer; initial weights are drawn from `generator` in the published order."""
 
+    @torch.inference_mode(False)  # whatever mode the caller is in, the weights can be trained
     def __init__(self, settings: TransformerSettings, generator: torch.Generator) -> None:
+        """Make the model on the CPU.
+
+        Args:
+            generator: gives the initial weights, in the published order; nothing else is random.
+        """
         super().__init__()
         self.settings = settings
-        self._plans: dict[PlanKey, list[LayerPlan]] = {}
+        self._plans: dict[PlanKey, Plan] = {}
+        self._forbidden: dict[tuple[int, torch.device], list[Tensor]] = {}
         self.embed = Embed(settings)
         self.hook_embed = HookPoint()
         self.pos_embed = PosEmbed(settings)
         self.hook_pos_embed = HookPoint()
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.n_layers))
-        self.ln_final = LayerNorm(settings.d_model) if settings.normalization else nn.Identity()
+        self.ln_final = normalization(settings)
         self.unembed = Unembed(settings)
         self._init_weights(generator)
         self._freeze()
-        first = self.blocks[0]
-        assert isinstance(first, Block)
-        hooks = [hook for hook in first.ln1.modules() if isinstance(hook, HookPoint)]
-        # Hooks of rows that depend on token and position alone. A hook has to see the batch's rows.
-        self._early_hooks = (self.hook_embed, self.hook_pos_embed, first.hook_resid_pre, *hooks)
         self.register_load_state_dict_pre_hook(_fit_state)
         self.setup()
+
+    def setup(self) -> None:
+        """Name all modules; call it again after a hook point is added."""
+        super().setup()
+        self._parts = tuple(module for module in self.modules() if module is not self)
 
     def _init_weights(self, generator: torch.Generator) -> None:
         order = ["embed.W_E", "pos_embed.W_pos"]
@@ -382,58 +175,94 @@ class Transformer(HookedRootModule):
                 parameter.data.copy_(torch.eye(self.settings.d_model).expand_as(parameter))
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], read: Sequence[int] | None = None
-    ) -> Float[Tensor, "batch read d_vocab_out"]:
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        read: Sequence[int] | None = None,
+        fixed: bool = False,
+        stop_at_layer: int | None = None,
+    ) -> Float[Tensor, "batch read d_out"]:
         """Logits at the positions `read`, in ascending order; at every position if None.
 
-        With `read`, the hooks of a layer see only the rows that the positions read depend on.
-        Without a hook on it, an activation that is not needed (a key, a value) is not formed.
+        Args:
+            fixed: whether the sequences hold `settings.fixed_tokens`. The fast form then does not
+                look at the tokens of these positions, and computes what is the same for all
+                sequences once.
+            stop_at_layer: return the residual stream before this layer instead of logits, as
+                TransformerLens does; negative numbers count from the end.
 
         Raises:
             ValueError: a position to read does not exist, or `tokens` is shorter than the mask, and
                 a needed position may attend only to positions beyond its end.
         """
-        plan = self._plan(None if read is None else tuple(read), tokens.shape[1], tokens.device)
-        resid = self._embed(tokens, plan[0].rows.inputs, may_share=read is not None)
-        for block, layer in zip(self.blocks, plan, strict=True):
-            resid = block(resid, layer)
-        return self.unembed(self.ln_final(resid))
+        if tokens.shape[1] > self.settings.n_ctx:
+            allowed = f"allowed are {self.settings.n_ctx}"
+            raise ValueError(f"tokens: found {tokens.shape[1]} positions; {allowed}")
+        if read is None:
+            return self._with_hooks(tokens, stop_at_layer)
+        if self.has_hooks() or stop_at_layer is not None:
+            _check_read(read, tokens.shape[1])
+            return self._with_hooks(tokens, stop_at_layer)[:, sorted(set(read))]
+        return fast_form.logits(self, tokens, self._plan(tuple(read), tokens, fixed))
 
-    def _plan(
-        self, read: tuple[int, ...] | None, n_pos: int, device: torch.device
-    ) -> list[LayerPlan]:
-        """Rows and mask of each layer; worked out once for each choice of positions."""
-        if n_pos > self.settings.n_ctx:
-            raise ValueError(f"tokens: found {n_pos} positions; allowed are {self.settings.n_ctx}")
-        if read is not None and n_pos <= max(read, default=0):
-            raise ValueError(f"read: found {read}; there are {n_pos} positions")
-        key = (read, n_pos, device)
+    def has_hooks(self) -> bool:
+        """Whether any module has a hook, or PyTorch has one for all modules."""
+        everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+        return bool(everywhere) or has_hooks(self._parts)
+
+    def _with_hooks(self, tokens: Tensor, stop_at_layer: int | None) -> Tensor:
+        """Logits at every position, or the residual stream before a layer."""
+        forbidden = self._masks(tokens)
+        resid = self.hook_embed(self.embed(tokens)) + self.hook_pos_embed(self.pos_embed(tokens))
+        blocks = list(self.blocks)[:stop_at_layer]
+        for block, mask in zip(blocks, forbidden, strict=False):
+            resid = block(resid, mask)
+        if stop_at_layer is not None:
+            return cast(Tensor, resid)
+        return cast(Tensor, self.unembed(self.ln_final(resid)))
+
+    def _masks(self, tokens: Tensor) -> list[Bool[Tensor, "query key"]]:
+        """For each layer, where a query may not attend to a key."""
+        key = (tokens.shape[1], tokens.device)
+        if key not in self._forbidden:
+            allowed = self._allowed(tokens.shape[1])
+            self._forbidden[key] = [
+                ~torch.tensor(mask, dtype=torch.bool, device=tokens.device) for mask in allowed
+            ]
+        return self._forbidden[key]
+
+    def _allowed(self, n_pos: int, queries: Sequence[Sequence[int]] | None = None) -> list[Allowed]:
+        """The masks of sequences of `n_pos` tokens.
+
+        Raises:
+            ValueError: a query may attend only to positions beyond the end.
+        """
+        for layer, mask in enumerate(self.settings.allowed):
+            for query in range(n_pos) if queries is None else queries[layer]:
+                if any(mask[query]) and not any(mask[query][:n_pos]):
+                    text = f"position {query} may attend to none of them"
+                    raise ValueError(f"found {n_pos} positions; {text}")
+        return [[row[:n_pos] for row in mask[:n_pos]] for mask in self.settings.allowed]
+
+    def _plan(self, read: tuple[int, ...], tokens: Tensor, fixed: bool) -> Plan:
+        """What the fast form computes; worked out once for each choice."""
+        n_pos = tokens.shape[1]
+        tables = len(tokens) > SEQUENCES_PER_TOKEN * self.settings.d_vocab
+        key = (read, n_pos, fixed, tables, tokens.device)
         if key not in self._plans:
-            allowed = [row[:n_pos] for row in self.settings.allowed[0][:n_pos]]
-            n_layers = self.settings.n_layers
-            if read is None:
-                layers = all_rows(allowed, n_layers)
-            else:
-                layers = rows_needed(allowed, read, n_layers)
-            biases = [rows.mask_bias(allowed) for rows in layers]
-            moved = [None if bias is None else bias.to(device) for bias in biases]
-            self._plans[key] = [*map(LayerPlan, layers, moved)]
+            _check_read(read, n_pos)
+            known = fixed and self.settings.fixed_tokens
+            fixed_tokens = self.settings.fixed_tokens[:n_pos] if known else (None,) * n_pos
+            masks = [[row[:n_pos] for row in mask[:n_pos]] for mask in self.settings.allowed]
+            queries = [rows.queries for rows in rows_needed(masks, read)]
+            allowed = self._allowed(n_pos, queries)
+            self._plans[key] = make_plan(allowed, fixed_tokens, read, tables, tokens.device)
         return self._plans[key]
 
-    def _embed(self, tokens: Tensor, positions: tuple[int, ...], may_share: bool) -> Rows:
-        """Residual stream before the first layer, at `positions`.
 
-        Args:
-            may_share: compute each different row once if the batch is large and nobody hooks them.
-        """
-        W_pos = self.pos_embed.W_pos[index_of(positions, range(self.settings.n_ctx))]
-        large = tokens.shape[0] > ROWS_PER_ENTRY * self.settings.d_vocab
-        if may_share and large and not has_hooks(*self._early_hooks):
-            return TokenTable(self.embed.W_E.unsqueeze(1) + W_pos, positions, tokens)
-        at = index_of(positions, range(tokens.shape[1]))
-        embedded = call_if_hooked(self.hook_embed, F.embedding(tokens[:, at], self.embed.W_E))
-        pos = call_if_hooked(self.hook_pos_embed, W_pos.expand(tokens.shape[0], -1, -1))
-        return embedded + pos
+def _check_read(read: Sequence[int], n_pos: int) -> None:
+    """Raise a `ValueError` unless all positions to read are there."""
+    if not read or min(read) < 0 or max(read) >= n_pos:
+        raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {n_pos - 1}")
 
 
 def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:

@@ -301,7 +301,7 @@ def scored_positions(targets: Int[Tensor, "list scored"]) -> tuple[int, ...]:
 
 def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the predictions that count, in nats."""
-    logits = model(batch["inputs"], read=scored_positions(batch["targets"]))
+    logits = model(batch["inputs"], read=scored_positions(batch["targets"]), fixed=True)
     return cross_entropy(logits, batch["targets"])
 
 
@@ -316,23 +316,22 @@ def complete(model: Any, inputs: Int[Tensor, "list pos"]) -> Int[Tensor, "list 2
     """Greedy continuation of `d1 d2 SEP` by two tokens; each prediction becomes the next input.
 
     Positions that are not written yet hold the separator, and the mask hides them from all earlier
-    queries. The model computes every row, so that an intervention sees each activation in its
-    usual shape.
+    queries.
     """
     tokens = inputs.clone()
     tokens[:, SEP + 1 :] = inputs[:, SEP : SEP + 1]
     for pos in range(SEP, SEP + LIST_LENGTH):
-        tokens[:, pos + 1] = model(tokens)[:, pos].argmax(-1)
+        tokens[:, pos + 1] = model(tokens, read=(pos,))[:, 0].argmax(-1)
     return tokens[:, SEP + 1 :]
 
 
 def written(
     model: Any, inputs: Int[Tensor, "list pos"], targets: Int[Tensor, "list scored"]
 ) -> Int[Tensor, "list 2"]:
-    """The model's copy of each list: `complete` in `next_token`, else one full forward pass."""
+    """The model's copy of each list: `complete` in `next_token`, else one forward pass."""
     if scored_positions(targets) != OUTPUTS:
         return complete(model, inputs)
-    return model(inputs)[:, list(OUTPUTS)].argmax(-1)
+    return model(inputs, read=OUTPUTS).argmax(-1)
 
 
 def accuracies(
@@ -368,7 +367,7 @@ def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
     In `next_token`, also the floor of the loss and the accuracy on the sampled lists.
     """
     _, lists = evaluation_lists(data)
-    logits = model(lists["inputs"], read=scored_positions(lists["targets"]))
+    logits = model(lists["inputs"], read=scored_positions(lists["targets"]), fixed=True)
     outputs = complete(model, lists["inputs"]) if "sampled" in data else logits.argmax(-1)
     by_list = accuracies(outputs, **lists)
     values = {"loss": cross_entropy(logits, lists["targets"]).item()}

@@ -35,6 +35,7 @@ class ModelSettings(Settings):
 def build(settings: ModelSettings, data: DataSettings, generator: torch.Generator) -> Transformer:
     """The model with initial weights drawn from `generator`."""
     from_task = {"d_vocab": data.modulus + 1, "d_vocab_out": data.modulus, "masks": [MASK]}
+    from_task["fixed_tokens"] = [None, None, data.modulus]  # a b =
     nothing_frozen = {"freeze_W_V": False, "freeze_W_O": False}
     shape = settings.model_dump() | from_task | nothing_frozen
     return Transformer(TransformerSettings.parse(shape, "model"), generator)

@@ -128,7 +128,8 @@ def batches(
 
 def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     """Cross-entropy at the last position."""
-    return cross_entropy(model(batch["tokens"], read=(LAST,))[:, 0], batch["labels"])
+    logits = model(batch["tokens"], read=(LAST,), fixed=True)[:, 0]
+    return cross_entropy(logits, batch["labels"])
 
 
 def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:

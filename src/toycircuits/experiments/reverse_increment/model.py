@@ -36,6 +36,7 @@ def build(settings: ModelSettings, data: DataSettings, generator: torch.Generato
     """The model with initial weights from `generator`; its tokens are the symbols and BOS."""
     from_task = {"d_vocab": data.n_symbols + 1, "d_vocab_out": data.n_symbols + 1}
     nothing_frozen = {"freeze_W_V": False, "freeze_W_O": False}
-    mask = {"masks": [causal_mask(2 * data.length)]}
+    rest = [None] * (2 * data.length - 1)
+    mask = {"masks": [causal_mask(2 * data.length)], "fixed_tokens": [data.n_symbols, *rest]}
     shape = settings.model_dump() | from_task | nothing_frozen | mask
     return Transformer(TransformerSettings.parse(shape, "model"), generator)

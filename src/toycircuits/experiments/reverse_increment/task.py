@@ -188,7 +188,7 @@ def answer_logits(
     model: Any, inputs: Int[Tensor, "string pos"]
 ) -> Float[Tensor, "string symbol d_vocab_out"]:
     """The model's logits for each symbol of the answer."""
-    return model(inputs, read=outputs(inputs.shape[1] // 2))
+    return model(inputs, read=outputs(inputs.shape[1] // 2), fixed=True)
 
 
 def cross_entropy(

@@ -1,0 +1,100 @@
+"""The forward pass without hooks: it computes no row that is not needed, and none twice.
+
+It equals the form with hooks (layers.py) to rounding, in value and gradient. rows.py says which
+rows there are. Products are taken in the order that is cheaper:
+
+- A constant query is multiplied as a vector through W_Q and W_K^T, and then with the keys' rows;
+  no keys are formed. One head as wide as the residual stream forms none either: its two matrices
+  are multiplied first if the queries have more rows than a matrix.
+- One head as wide as the residual stream mixes rows before or after W_V W_O, where there are fewer.
+  In the last layer, if nothing but W_U follows, it can even mix after W_U.
+- A query with one key attends to it, whatever the score is.
+- b_K adds the same to all scores of a query, and the softmax takes it away again.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from toycircuits.core.fast_attention import FastAttention
+from toycircuits.core.layers import LAYER_NORM_EPS, MLP, Block, Identity, LayerNorm
+from toycircuits.core.plans import Plan
+from toycircuits.core.rows import Part, Rows, as_slice, side_by_side
+
+if TYPE_CHECKING:  # that module imports this one
+    from toycircuits.core.transformer import Transformer
+
+
+def logits(
+    model: "Transformer", tokens: Int[Tensor, "batch all_pos"], plan: Plan
+) -> Float[Tensor, "batch read d_vocab_out"]:
+    """The logits at the positions that `plan` reads."""
+    rows = _embed(model, tokens, plan)
+    for block, layer in zip(model.blocks[:-1], plan.layers[:-1], strict=True):
+        normed = _normalized(block.ln1, rows)
+        attention = FastAttention(model, block.attn, normed, layer, tokens)
+        rows = _with_mlp(block, attention.add_to(rows))
+    last, layer = model.blocks[-1], plan.layers[-1]
+    normed = _normalized(last.ln1, rows)
+    may_unembed = isinstance(model.ln_final, Identity) and last.mlp is None
+    attention = FastAttention(model, last.attn, normed, layer, tokens, may_unembed)
+    if attention.order == "unembed":
+        out = attention.add_to(rows.take(layer.queries).apply(lambda x: x @ model.unembed.W_U))
+    else:
+        out = _normalized(model.ln_final, _with_mlp(last, attention.add_to(rows)))
+        out = out.apply(lambda x: x @ model.unembed.W_U)
+    if model.settings.use_bias:
+        out = out.replaced([part.values + model.unembed.b_U for part in out.parts])
+    found = [part.at("batch", tokens) for part in out.parts]
+    together = side_by_side(found, len(tokens))
+    positions = [position for part in out.parts for position in part.positions]
+    order = [positions.index(position) for position in plan.read]
+    return together if positions == [*plan.read] else together[:, order]
+
+
+def _embed(model: "Transformer", tokens: Tensor, plan: Plan) -> Rows:
+    """The residual stream before the first layer."""
+    W_E, W_pos = model.embed.W_E, model.pos_embed.W_pos
+    parts = []
+    for kind, positions in plan.inputs.items():
+        if not positions:
+            continue
+        if kind == "constant":
+            embedded = F.embedding(plan.fixed, W_E).unsqueeze(0)
+        elif kind == "table":
+            embedded = W_E.unsqueeze(1)
+        else:
+            embedded = F.embedding(tokens[:, as_slice(positions)], W_E)
+        columns = positions if kind == "table" else ()
+        parts.append(Part(kind, embedded + W_pos[as_slice(positions)], positions, columns))
+    return Rows(tuple(parts))
+
+
+def _with_mlp(block: Block, rows: Rows) -> Rows:
+    """The residual stream after the MLP, if there is one."""
+    if block.mlp is None:
+        return rows
+    mlp = block.mlp
+    written = _normalized(block.ln2, rows).apply(lambda x: _mlp_output(mlp, x))
+    pairs = zip(rows.parts, written.parts, strict=True)
+    return rows.replaced([before.values + out.values for before, out in pairs])
+
+
+def _mlp_output(mlp: MLP, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    biased = mlp.b_in.requires_grad
+    pre = x @ mlp.W_in + mlp.b_in if biased else x @ mlp.W_in
+    # ReLU in place: nobody sees `pre`, which is the largest of all tensors.
+    post = F.relu_(pre) if mlp.activation is F.relu else mlp.activation(pre)
+    return post @ mlp.W_out + mlp.b_out if biased else post @ mlp.W_out
+
+
+def _normalized(layer: LayerNorm | Identity, rows: Rows) -> Rows:
+    """The rows after LayerNorm, if there is one."""
+    if isinstance(layer, Identity):
+        return rows
+    norm = layer
+    return rows.replaced(
+        [F.layer_norm(p.values, norm.w.shape, norm.w, norm.b, LAYER_NORM_EPS) for p in rows.parts]
+    )

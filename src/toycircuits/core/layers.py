@@ -1,0 +1,265 @@
+"""The layers of a transformer as TransformerLens writes them: parameters, hook points, formulas.
+
+Hook names and the names of parameters are those of TransformerLens's `HookedTransformer` (removed
+in TransformerLens 4). What a hook does to an activation reaches what is computed from it, and
+nothing else: a module with hooks gets copies of its inputs. Without hooks, nothing is copied.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformer_lens import hook_points
+
+if TYPE_CHECKING:  # that module imports this one
+    from toycircuits.core.transformer import TransformerSettings
+
+LAYER_NORM_EPS = 1e-5
+
+
+def has_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of `modules` has a hook: a function that sees its input, output or gradient."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+def weight(*shape: int) -> nn.Parameter:
+    """A parameter without values, float32 on the CPU whatever torch's defaults are."""
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32, device="cpu"))
+
+
+def bias(*shape: int) -> nn.Parameter:
+    """A parameter of zeros, float32 on the CPU whatever torch's defaults are."""
+    return nn.Parameter(torch.zeros(shape, dtype=torch.float32, device="cpu"))
+
+
+class Layer(nn.Module):
+    """A module whose hooks see copies, so that they can change them in place."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, with the hooks of this module."""
+        if has_hooks((self,)):
+            args = tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
+        return super().__call__(*args, **kwargs)
+
+
+class HookPoint(hook_points.HookPoint):
+    """TransformerLens's hook point; its hooks see a copy, so that they can change it in place."""
+
+    def __call__(self, x: Tensor) -> Any:
+        """What the hooks make of `x`; without hooks `x` itself."""
+        return super().__call__(x.clone()) if has_hooks((self,)) else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A copy again for hooks on gradients: PyTorch forbids to change what they watch."""
+        return x.clone() if self._backward_hooks or self._backward_pre_hooks else x
+
+
+class Identity(Layer):
+    """Stands where a LayerNorm would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` itself."""
+        return x
+
+
+class LayerNorm(Layer):
+    """LayerNorm over d_model, with TransformerLens's hooks and parameter names."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(d_model, dtype=torch.float32, device="cpu"))
+        self.b = bias(d_model)
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """`x` centred, divided by its scale, times w, plus b."""
+        x = x - x.mean(-1, keepdim=True)
+        scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + LAYER_NORM_EPS).sqrt())
+        normalized: Tensor = self.hook_normalized(x / scale * self.w + self.b)
+        return normalized
+
+
+def normalization(settings: "TransformerSettings") -> LayerNorm | Identity:
+    """What stands before attention, MLP and unembedding."""
+    return LayerNorm(settings.d_model) if settings.normalization else Identity()
+
+
+class Embed(Layer):
+    """Token embedding, W_E [d_vocab, d_model]."""
+
+    def __init__(self, settings: "TransformerSettings") -> None:
+        super().__init__()
+        self.W_E = weight(settings.d_vocab, settings.d_model)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """The embedding of each token."""
+        return F.embedding(tokens, self.W_E)
+
+
+class PosEmbed(Layer):
+    """Positional embedding, W_pos [n_ctx, d_model]."""
+
+    def __init__(self, settings: "TransformerSettings") -> None:
+        super().__init__()
+        self.W_pos = weight(settings.n_ctx, settings.d_model)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """The embedding of each position, for every sequence; a view if nobody hooks it."""
+        embedded = self.W_pos[: tokens.shape[1]].expand(len(tokens), -1, -1)
+        return embedded.clone() if has_hooks((self,)) else embedded
+
+
+class Unembed(Layer):
+    """Unembedding, W_U [d_model, d_vocab_out] and b_U [d_vocab_out]."""
+
+    def __init__(self, settings: "TransformerSettings") -> None:
+        super().__init__()
+        self.W_U = weight(settings.d_model, settings.d_vocab_out)
+        self.b_U = bias(settings.d_vocab_out)
+
+    def forward(
+        self, resid: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab_out"]:
+        """Logits."""
+        return resid @ self.W_U + self.b_U
+
+
+class Attention(Layer):
+    """Multi-head attention: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model].
+
+    `hook_result`, what each head writes, is None unless somebody makes it a hook point.
+    """
+
+    def __init__(self, settings: "TransformerSettings") -> None:
+        super().__init__()
+        heads, d_model, d_head = settings.n_heads, settings.d_model, settings.d_head
+        self.W_Q, self.W_K = weight(heads, d_model, d_head), weight(heads, d_model, d_head)
+        self.W_V, self.W_O = weight(heads, d_model, d_head), weight(heads, d_head, d_model)
+        self.b_Q, self.b_K = bias(heads, d_head), bias(heads, d_head)
+        self.b_V, self.b_O = bias(heads, d_head), bias(d_model)
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z = HookPoint()
+        self.hook_result: HookPoint | None = None
+
+    def forward(
+        self,
+        query_input: Float[Tensor, "batch pos *head d_model"],
+        key_input: Float[Tensor, "batch pos *head d_model"],
+        value_input: Float[Tensor, "batch pos *head d_model"],
+        forbidden: Bool[Tensor, "query key"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What attention adds to the residual stream.
+
+        Args:
+            query_input, key_input, value_input: rows of all heads, or rows of each head.
+            forbidden: where a query may not attend to a key. The pattern of a query that may
+                attend to none is a row of zeros.
+        """
+        q: Tensor = self.hook_q(_project(query_input, self.W_Q) + self.b_Q)
+        k: Tensor = self.hook_k(_project(key_input, self.W_K) + self.b_K)
+        v: Tensor = self.hook_v(_project(value_input, self.W_V) + self.b_V)
+        scores = (q / self.W_Q.shape[2] ** 0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        scores = self.hook_attn_scores(scores.masked_fill(forbidden, -torch.inf))
+        blind = forbidden.all(1, keepdim=True)
+        pattern = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+        pattern = self.hook_pattern(pattern)
+        z: Tensor = self.hook_z((pattern @ v.transpose(1, 2)).transpose(1, 2))
+        if self.hook_result is None:
+            return z.flatten(2) @ self.W_O.flatten(0, 1) + self.b_O
+        result: Tensor = self.hook_result(torch.einsum("bphk,hkd->bphd", z, self.W_O))
+        return result.sum(2) + self.b_O
+
+
+def _project(
+    x: Float[Tensor, "batch pos *head d_model"], weight: Float[Tensor, "head d_model d_head"]
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Queries, keys or values."""
+    if x.ndim == 4:
+        return torch.einsum("bphd,hdk->bphk", x, weight)
+    heads, d_model, d_head = weight.shape
+    return (x @ weight.transpose(0, 1).reshape(d_model, -1)).unflatten(-1, (heads, d_head))
+
+
+class MLP(Layer):
+    """Two-layer MLP: W_in [d_model, d_mlp], W_out [d_mlp, d_model]."""
+
+    def __init__(self, settings: "TransformerSettings") -> None:
+        super().__init__()
+        assert settings.d_mlp is not None
+        self.W_in, self.b_in = weight(settings.d_model, settings.d_mlp), bias(settings.d_mlp)
+        self.W_out, self.b_out = weight(settings.d_mlp, settings.d_model), bias(settings.d_model)
+        self.activation = F.relu if settings.act_fn == "relu" else F.gelu
+        self.hook_pre = HookPoint()
+        self.hook_post = HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP adds to the residual stream."""
+        pre = self.hook_pre(x @ self.W_in + self.b_in)
+        post: Tensor = self.hook_post(self.activation(pre))
+        return post @ self.W_out + self.b_out
+
+
+class Block(Layer):
+    """One layer: attention and, where there is one, an MLP, each added to the residual stream.
+
+    These hook points are None unless somebody makes them: `hook_attn_in`, the attention's input,
+    once for each head; `hook_q_input`, `hook_k_input` and `hook_v_input`, that of queries, keys and
+    values; `hook_mlp_in`, the input of the MLP.
+    """
+
+    def __init__(self, settings: "TransformerSettings") -> None:
+        super().__init__()
+        self.n_heads = settings.n_heads
+        self.hook_resid_pre = HookPoint()
+        self.hook_attn_in: HookPoint | None = None
+        self.hook_q_input: HookPoint | None = None
+        self.hook_k_input: HookPoint | None = None
+        self.hook_v_input: HookPoint | None = None
+        self.ln1 = normalization(settings)
+        self.attn = Attention(settings)
+        self.hook_attn_out = HookPoint()
+        self.mlp: MLP | None = None
+        if settings.d_mlp is not None:
+            self.hook_resid_mid = HookPoint()
+            self.hook_mlp_in: HookPoint | None = None
+            self.ln2 = normalization(settings)
+            self.mlp = MLP(settings)
+            self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(
+        self, resid: Float[Tensor, "batch pos d_model"], forbidden: Bool[Tensor, "query key"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this layer, from that before it.
+
+        Args:
+            forbidden: where a query may not attend to a key.
+        """
+        resid = self.hook_resid_pre(resid)
+        x = resid + self.hook_attn_out(self.attn(*self._attention_inputs(resid), forbidden))
+        if self.mlp is not None:
+            x = self.hook_resid_mid(x)
+            mlp_in = x if self.hook_mlp_in is None else self.hook_mlp_in(x)
+            x = x + self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))
+        resid_post: Tensor = self.hook_resid_post(x)
+        return resid_post
+
+    def _attention_inputs(self, resid: Tensor) -> list[Tensor]:
+        """Normalized inputs of queries, keys and values."""
+        split = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not any((*split, self.hook_attn_in)):
+            return [self.ln1(resid)] * 3
+        by_head = resid.unsqueeze(2).expand(-1, -1, self.n_heads, -1)
+        shared = by_head if self.hook_attn_in is None else self.hook_attn_in(by_head)
+        return [self.ln1(shared if hook is None else hook(by_head)) for hook in split]
