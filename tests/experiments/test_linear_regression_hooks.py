@@ -112,7 +112,7 @@ def test_every_hook_fires(shape: dict[str, Any] | None, factored: bool, kind: st
     modules = {name: m for name, m in network.named_modules() if not isinstance(m, nn.ModuleList)}
     assert {"", "blocks.0", "blocks.0.attn", "blocks.0.attn.hook_z"} <= modules.keys()
     for name, module in modules.items():
-        fired = []
+        fired: list[str] = []
         handle = getattr(module, f"register_{kind}_hook")(
             lambda *_, fired=fired, name=name: fired.append(name)
         )
@@ -144,7 +144,7 @@ def test_edits_of_what_goes_into_a_layer_and_comes_out_stay_there(
             post.remove()
         return [first, second]
 
-    in_place, of_copy, untouched = map(edited, (edit, edit_copy, torch.clone))
+    in_place, of_copy, untouched = edited(edit), edited(edit_copy), edited(torch.clone)
     assert all(map(torch.equal, in_place, of_copy))
     assert not any(map(torch.equal, in_place, untouched))
     assert all(map(torch.equal, before, [z, z_q]))

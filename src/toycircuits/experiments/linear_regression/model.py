@@ -14,7 +14,7 @@ of the last layer gives one number.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -342,7 +342,7 @@ class InContextAttention(HookedRootModule):
             query = query.expand(-1, len(lengths), -1)
             mask_bias = _mask_bias(lengths, z.shape[1], z)
         *others, last = self.layers if factored else self.blocks
-        attend = Attention.factored if factored else _call
+        attend: Callable[..., Tensor] = Attention.factored if factored else _call
         for layer in others:
             rows = torch.cat([z[:, 1:], query], 1)
             out = F.pad(attend(layer, rows, z, self._causal(z, mask_bias)), (0, 0, 1, 0))
