@@ -4,7 +4,7 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: reproduce test test-lower-bounds lint fresh docs setup chrome lock clean
+.PHONY: reproduce test test-lower-bounds lint fresh attest docs setup chrome lock clean
 
 reproduce: setup
 	toycircuits repro --scale quick
@@ -14,6 +14,7 @@ reproduce: setup
 test: setup lint
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) fresh
+	$(MAKE) attest
 
 # The fast tests and one small pipeline, at the lowest versions that pyproject.toml allows. Warnings of
 # old libraries are not failures here.
@@ -30,6 +31,11 @@ lint: setup
 # Check that dvc.lock, tables and figures in git belong to the code and params in git.
 fresh: setup
 	toycircuits fresh
+
+# Compute the quick scale in quick/, and check that it has the bytes that another machine has computed.
+attest: setup
+	toycircuits repro --scale quick
+	toycircuits attest --scale quick
 
 # Build the documentation as a site, in site/.
 docs: setup

@@ -69,11 +69,14 @@ def make_model(
 @pytest.fixture
 def restored_torch() -> Iterator[None]:
     """Torch's process-wide settings, which `prepare` and so each stage changes, set back."""
+    from toycircuits.core import device
+
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
     torch.use_deterministic_algorithms(strict)
+    device._replaced.clear()
 
 
 @pytest.fixture

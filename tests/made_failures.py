@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from project import Project
 
+from toycircuits.core.portable import PINS
+
 RUN = "list_copy_10"
 TRAIN = ("python", "stages/train.py", RUN)
 DATA = f"artifacts/data/{RUN}.safetensors"
@@ -40,6 +42,8 @@ def stage(
 
     def run(name: str, *arguments: str) -> tuple[int, str]:
         monkeypatch.chdir(project.folder)
+        for pin, value in PINS.items():  # or the stage would start this process again
+            monkeypatch.setenv(pin, value)
         main = runpy.run_path(str(project.folder / f"stages/{name}.py"))["main"]
         capsys.readouterr()
         code: Any = 0

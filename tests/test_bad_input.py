@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from toycircuits.cli import app
 from toycircuits.commands.check import validate, validate_claims
-from toycircuits.core.config import InputError, read_params
+from toycircuits.core.config import STRUCTURE, InputError, read_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = read_params(ROOT / "params.yaml")
@@ -68,6 +68,16 @@ TABLE: list[tuple[str, Any, str]] = [
         f"runs/{CELL}/final",
         "artifacts/trajectories/list_copy_100",
         f"trajectories/{CELL}', because",
+    ),
+    ("portable", ABSENT, "portable: missing key"),
+    ("portable", True, "portable: found True; allowed: true or false per scale"),
+    ("portable/quick", 1, "portable.quick: found 1; allowed: true or false"),
+    ("portable/paper", ABSENT, "portable.paper: found None; allowed: true or false"),
+    ("portable/papr", True, "portable.papr: no such scale; allowed: quick, paper"),
+    (
+        f"quick/{COPY}/train/compile",
+        True,
+        "@: found true; allowed is false, because portable.quick is true",
     ),
     ("released", ABSENT, "released: missing key"),
     ("released", COPY, f"released: found '{COPY}'; allowed is a list of runs"),
@@ -307,7 +317,7 @@ def test_any_value_anywhere_is_valid_or_named_in_one_line(data: st.DataObject) -
 @settings(max_examples=100, deadline=None)
 @given(params=st.dictionaries(st.text(max_size=8), ANYTHING, max_size=4))
 def test_any_mapping_is_refused_in_one_line(params: dict[str, Any]) -> None:
-    for name in ("scale", "experiments", "runs", "released"):
+    for name in STRUCTURE:
         params.setdefault(name, PARAMS[name])
     with pytest.raises(InputError) as caught:
         validate(params)

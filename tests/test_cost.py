@@ -49,6 +49,7 @@ RECORD = {
 }
 FRAME = """\
 scale: quick
+portable: {quick: false}
 experiments: {e: {slice: list_copy, runs: [a]}}
 runs: {a: {experiment: e, slice: list_copy, final: artifacts/trajectories/a}}
 released: []

@@ -31,6 +31,7 @@ stages:
 """
 PARAMS = """\
 scale: quick
+portable: {quick: false}
 experiments: {e: {slice: list_copy, runs: [a, b]}}
 runs:
   a: {experiment: e, slice: list_copy, final: artifacts/trajectories/a}

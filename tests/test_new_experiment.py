@@ -129,6 +129,7 @@ def test_a_bad_or_taken_name_writes_nothing(tmp_path: Path, name: str, message: 
 LAYOUT = "found a layout that takes no entry; write each of its entries on lines of its own"
 SMALL = """\
 scale: quick  # a remark
+portable: {quick: true}
 experiments:
   e: {slice: list_copy, runs: [r]}
 
@@ -143,6 +144,7 @@ quick:
     data: {seed: 0}
 """
 RUN = next(line for line in SMALL.splitlines(keepends=True) if line.startswith("  r:"))
+SCALES = "portable: {quick: true}\n"
 RUNS = SMALL[SMALL.index("\nruns:") + 1 : SMALL.index("released")]
 
 
@@ -157,7 +159,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("quick:\n", "other: {e: {}}\nquick:\n", f"other: {LAYOUT}"),
+        (SCALES, "portable: {quick: true, other: true}\nother: {e: {}}\n", f"other: {LAYOUT}"),
         ("  r: {", "    r: {", f"runs: {LAYOUT}"),
         ("  e:\n\n    data", "  e:\n# between them\n    data", f"quick: {LAYOUT}"),
         (RUNS, "", "runs: missing key"),
@@ -170,7 +172,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         ("released:\n  - r\n", "released: r\n", "released: found 'r'; allowed is a list"),
         ("released:\n  - r\n", "released: [r]\n", f"released: {LAYOUT}"),
         (SMALL[SMALL.index("  e:\n\n") :], "", "quick: found None; allowed is a mapping"),
-        ("quick:\n", "fast: 3\nquick:\n", "fast: found 3; allowed is a mapping"),
+        (SCALES, f"{SCALES}fast: 3\n", "fast: found 3; allowed is a mapping"),
         ("experiment: e", "experiment: f", "runs.r.experiment: found 'f'; there are: e"),
     ],
 )

@@ -83,6 +83,8 @@ def test_params_are_the_sections_that_the_stage_reads(stage: str) -> None:
     read = {f"${{scale}}.{name}.{section}" for section in sections}
     if sections:
         read.add("scale")
+    if " pin(" in text:
+        read |= {"portable.${scale}", "scale"}
     if "find_run" in text:
         read.add("runs.${key}")
     if "find_slice" in text:

@@ -50,6 +50,7 @@ def renamed(run: str, experiment: str, variant: str, scale: str) -> dict[str, An
     return {
         **{"scale": scale, "experiments": {experiment: {"slice": "list_copy", "runs": [run]}}},
         **{"runs": {run: entry}, "released": [run], scale: tree, "other": tree},
+        "portable": {scale: True, "other": False},
     }
 
 

@@ -146,7 +146,8 @@ def write_attestation(place: Place) -> Path:
         text = "it is a copy; give the command in the project's own folder, with --scale"
         raise InputError(f"{place.root}: {text}")
     if stale := _outdated(place):
-        text = f"stale, as {len(stale)} stages are; `{place.command}` brings them up to date"
+        others = f" (and {len(stale) - 1} more)" if len(stale) > 1 else ""
+        text = f"its results are stale{others}; `{place.command}` brings them up to date"
         raise InputError(f"{min(stale)}: {text}")
     found = _hashes(place)
     for run in _runs(place.params):

@@ -87,9 +87,9 @@ def check_structure(params: Mapping[str, Any]) -> None:
     for name, entry in params["experiments"].items():
         _check_slice(_Experiment.parse(entry, f"experiments.{name}").slice, name)
     experiment_tree(params, next(iter(params["experiments"])))
-    _check_portable(params)
     for scale in scales(params):
         _check_scale({**params, "scale": scale}, scale)
+    _check_portable(params)
     for name in params["runs"]:
         _check_run(params, find_run(params, name))
     for name in params["experiments"]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from toycircuits.core.config import InputError
+from toycircuits.core.config import InputError, scales
 from toycircuits.core.messages import quoted
 from toycircuits.core.stage import READ
 
@@ -36,9 +36,12 @@ def is_portable(params: Mapping[str, Any]) -> bool:
     """Whether results at the scale that `params` chooses have to be portable.
 
     Raises:
-        InputError: `portable` does not say it of this scale.
+        InputError: `portable` does not say it of this scale, or the scale is no name.
     """
     scale, portable = params.get("scale"), params.get("portable")
+    if not isinstance(scale, str):
+        allowed = ", ".join(scales(params))
+        raise InputError(f"scale: found {quoted(scale)}; allowed: {allowed}")
     if not isinstance(portable, dict):
         raise InputError(f"portable: found {quoted(portable)}; allowed: true or false per scale")
     found = portable.get(scale)
