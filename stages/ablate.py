@@ -21,9 +21,10 @@ def main(run_name: Name, device: Device = "auto") -> None:
         import_transformer_lens()
         import pandas as pd
 
+        from toycircuits.core.analyses import load_ablations
         from toycircuits.core.checkpoints import read_data
         from toycircuits.core.device import prepare
-        from toycircuits.core.slices import load_ablations, load_model, load_task
+        from toycircuits.core.slices import load_model, load_task
         from toycircuits.core.trained_models import load_final_models
 
         run = config.find_run(params, run_name)

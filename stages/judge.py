@@ -4,7 +4,7 @@ import json
 
 import typer
 
-from toycircuits.core import config, paths
+from toycircuits.core import config, paths, report_paths
 from toycircuits.core.stage import Name, stage
 
 
@@ -22,16 +22,16 @@ def main(experiment: Name) -> None:
 
         params = config.read_params()
         scale, _ = config.experiment_tree(params, experiment)
-        file = paths.claims_file(experiment)
+        file = report_paths.claims_file(experiment)
         card = read_card(file)
         tables = tables_of(paths.REPORTS / experiment, config.runs_of(params, experiment))
         verdicts = judge_all(card, tables, scale, file)
         metrics = key_metrics(card, tables, file)
         counts = count_outcomes(verdict["outcome"] for verdict in verdicts)
         by_outcome = {outcome.replace(" ", "_"): number for outcome, number in counts.items()}
-        write_verdicts(paths.claims_table(experiment), verdicts)
+        write_verdicts(report_paths.claims_table(experiment), verdicts)
         text = json.dumps({"claims": by_outcome, **metrics}, indent=1)
-        paths.metrics_file(experiment).write_text(text + "\n")
+        report_paths.metrics_file(experiment).write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import typer
 
-from toycircuits.core import config, paths
+from toycircuits.core import config, paths, report_paths
 from toycircuits.core.portable import pin
 from toycircuits.core.stage import Name, stage
 
@@ -16,12 +16,14 @@ def main(experiment: Name) -> None:
         from toycircuits.core.render import draw
 
         summaries, drawn = draw(params, experiment, config.find_slice(params, experiment))
-        summary = paths.summary(experiment)
+        summary = report_paths.summary(experiment)
         summary.mkdir(parents=True, exist_ok=True)
         for name, table in summaries.items():
             table.to_csv(summary / f"{name}.csv", index=False, float_format=paths.FLOAT_FORMAT)
         known = paths.RESUME / "pictures" / experiment
-        write_figures(drawn, paths.figure_json(experiment), paths.figure_png(experiment), known)
+        write_figures(
+            drawn, report_paths.figure_json(experiment), report_paths.figure_png(experiment), known
+        )
 
 
 if __name__ == "__main__":

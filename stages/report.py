@@ -2,7 +2,7 @@
 
 import typer
 
-from toycircuits.core import config, paths
+from toycircuits.core import config, report_paths
 from toycircuits.core.stage import stage
 
 
@@ -19,13 +19,13 @@ def main() -> None:
         params = config.read_params()
         sections, titles, counts = {}, {}, {}
         for name in params["experiments"]:
-            part = read_part(paths.section(name))
+            part = read_part(report_paths.section(name))
             sections[name], titles[name] = part.html, part.title
             counts[name] = part.counts
-        records = read_records(paths.RECORDS)
+        records = read_records(report_paths.RECORDS)
         template = TEMPLATE.to_plotly_json()
         html = page_html(sections, titles, counts, records, params, get_plotlyjs(), template)
-        paths.PAGE.write_text(html, encoding="utf-8")
+        report_paths.PAGE.write_text(html, encoding="utf-8")
 
 
 if __name__ == "__main__":

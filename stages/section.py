@@ -4,7 +4,7 @@ import json
 
 import typer
 
-from toycircuits.core import config, paths
+from toycircuits.core import config, paths, report_paths
 from toycircuits.core.stage import Name, stage
 
 
@@ -18,10 +18,10 @@ def main(experiment: Name) -> None:
 
         params = config.read_params()
         config.experiment_tree(params, experiment)  # refuses an experiment that there is not
-        card = read_card(paths.claims_file(experiment))
-        verdicts = read_verdicts(paths.claims_table(experiment))
+        card = read_card(report_paths.claims_file(experiment))
+        verdicts = read_verdicts(report_paths.claims_table(experiment))
         counts = count_outcomes(verdicts["outcome"])
-        tables = table_files(paths.summary(experiment))
+        tables = table_files(report_paths.summary(experiment))
         for run in sorted(config.runs_of(params, experiment)):
             tables.append(paths.tables(experiment) / run / "ablations.csv")
         html = section.section_html(
@@ -32,12 +32,12 @@ def main(experiment: Name) -> None:
                 method=card.method,
                 counts=counts,
                 verdicts=verdicts,
-                figures=section.read_figures(paths.figure_json(experiment)),
+                figures=section.read_figures(report_paths.figure_json(experiment)),
                 tables=[section.read_shown_table(path) for path in tables],
                 settings=section.settings_of(params, experiment),
             )
         )
-        target = paths.section(experiment)
+        target = report_paths.section(experiment)
         target.mkdir(parents=True, exist_ok=True)
         (target / "section.html").write_text(html, encoding="utf-8")
         summary = {"title": card.title, "counts": counts}

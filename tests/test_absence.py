@@ -17,7 +17,7 @@ from toycircuits.commands.fsck import damaged
 from toycircuits.commands.leftovers import all_leftovers, drop_remnants, leftovers, remnants
 from toycircuits.commands.list_runs import listing
 from toycircuits.commands.scale_copy import scale_copy
-from toycircuits.core import paths
+from toycircuits.core import paths, report_paths
 from toycircuits.core.config import InputError, read_params
 from toycircuits.git import files_in_git, git, has_git
 from toycircuits.revisions import Files
@@ -355,7 +355,7 @@ def test_what_runs_and_experiments_left_is_named(tmp_path: Path) -> None:
 def test_entries_and_records_of_stages_that_are_gone_are_dropped(folder: Path) -> None:
     from dvc_parallel.bookkeeping import Bookkeeping
 
-    lock, records = folder / "dvc.lock", folder / paths.RECORDS
+    lock, records = folder / "dvc.lock", folder / report_paths.RECORDS
     records.write_text("{}\n")
     before = lock.read_bytes()
     lock.write_bytes(before + b"  train@old:\n    cmd: echo\n")

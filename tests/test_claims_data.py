@@ -13,7 +13,7 @@ from toycircuits.claims import lookup
 from toycircuits.claims.card import Claim, Measured, read_card
 from toycircuits.claims.lookup import values
 from toycircuits.claims.verdict import judge, read_verdicts
-from toycircuits.core import paths
+from toycircuits.core import report_paths
 from toycircuits.core.config import read_params, runs_of
 from toycircuits.core.tables import MODEL
 
@@ -171,7 +171,7 @@ def test_claims_that_cannot_fail_are_detected(
 
 def test_verdicts_in_git_are_those_of_the_claims_as_they_are_now() -> None:
     for experiment, card in CARDS.items():
-        written = read_verdicts(ROOT / paths.claims_table(experiment)).set_index("id")
+        written = read_verdicts(ROOT / report_paths.claims_table(experiment)).set_index("id")
         assert [*written.index] == [claim.id for claim in card.claims]
         for claim in card.claims:
             row = judge(claim, tables_of(experiment), SCALE)
@@ -185,7 +185,7 @@ def test_there_are_enough_claims_and_failures_have_reasons() -> None:
     """Exact claims hold at every scale. At the paper scale, other claims that fail say why."""
     assert len(CLAIMS) >= 60
     for experiment in CARDS:
-        verdicts = read_verdicts(ROOT / paths.claims_table(experiment))
+        verdicts = read_verdicts(ROOT / report_paths.claims_table(experiment))
         failed = verdicts[verdicts["outcome"] == "not reproduced"]
         assert "exact" not in set(failed["kind"])
         if SCALE == "paper":

@@ -10,8 +10,9 @@ import torch
 
 from toycircuits.claims.card import Card, read_card
 from toycircuits.claims.verdict import judge
+from toycircuits.core.analyses import load_figures, load_metrics
 from toycircuits.core.config import find_run, read_params, runs_of
-from toycircuits.core.slices import load_figures, load_metrics, load_task
+from toycircuits.core.slices import load_task
 from toycircuits.core.tables import read_tables
 from toycircuits.experiments.list_copy.figures.draw import RenderSettings, summarise
 

@@ -21,7 +21,7 @@ from toycircuits.commands import compare as comparison
 from toycircuits.commands import doctor
 from toycircuits.commands.compare import Side
 from toycircuits.core.config import InputError
-from toycircuits.core.paths import claims_table
+from toycircuits.core.report_paths import claims_table
 from toycircuits.revisions import Files
 
 SOURCE = {"PYTHONPATH": str(ROOT / "src")}

@@ -40,7 +40,7 @@ OPTIONAL = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
 def model(request: pytest.FixtureRequest, make_model: MakeModel) -> Transformer:
     """A model with all its hook points, also those that are made on demand."""
     made = make_model(**MODELS[request.param])
-    for block in made.blocks:
+    for block in made.layers:
         block.attn.hook_result = HookPoint()
         for name in OPTIONAL:
             if hasattr(block, name):
@@ -185,7 +185,7 @@ def test_a_hook_that_replaces_the_output_of_a_module(make_model: MakeModel) -> N
     model = make_model(n_layers=2)
     tokens = some_tokens(model.settings, 2)
     with ExitStack() as stack:
-        handle = model.blocks[0].attn.register_forward_hook(lambda module, args, out: out * 0)
+        handle = model.layers[0].attn.register_forward_hook(lambda module, args, out: out * 0)
         stack.callback(handle.remove)
         found = model(tokens, read=[2])
     expected = model.run_with_hooks(
@@ -199,7 +199,7 @@ def test_edits_in_place_by_hooks_of_pytorch_change_nothing_else(make_model: Make
     model = make_model(n_layers=2, **ATTENTION_ONLY)
     tokens = some_tokens(model.settings, 2)
     _, expected = model.run_with_cache(tokens)
-    for module in (model.blocks[1], model.blocks[1].ln1, model.blocks[1].attn, model.ln_final):
+    for module in (model.layers[1], model.layers[1].ln1, model.layers[1].attn, model.ln_final):
         handle = module.register_forward_pre_hook(lambda module, args: edit(args[0]))
         try:
             _, cache = model.run_with_cache(tokens)

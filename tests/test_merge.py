@@ -7,7 +7,7 @@ import pytest
 from parallel.graphs import Graph, Stages
 from project import ROOT, output
 
-from toycircuits.core import paths
+from toycircuits.core import paths, report_paths
 
 # The output tells whether both inputs are 1, so that an edit of one of them does not change it.
 BOTH = "paste -s a_one z_two | tr -d '\\n' | grep -q 11 && echo yes > out || echo no > out"
@@ -67,9 +67,15 @@ def test_without_the_attributes_git_makes_up_a_record(branches: Graph) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("dvc.lock", paths.RECORDS, paths.PAGE, paths.claims_table("e"), paths.metrics_file("e")),
-        *(paths.training_table("e", "run"), paths.figure_png("e") / "a.png"),
-        *(paths.weights_file("run"), paths.summary("e") / "a.csv"),
+        *(
+            "dvc.lock",
+            report_paths.RECORDS,
+            report_paths.PAGE,
+            report_paths.claims_table("e"),
+            report_paths.metrics_file("e"),
+        ),
+        *(paths.training_table("e", "run"), report_paths.figure_png("e") / "a.png"),
+        *(paths.weights_file("run"), report_paths.summary("e") / "a.csv"),
     ],
 )
 def test_records_and_results_are_not_merged_line_by_line(name: Path | str) -> None:

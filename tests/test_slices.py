@@ -19,7 +19,7 @@ from toycircuits.commands.template import model as template_model
 from toycircuits.commands.template import task as template_task
 from toycircuits.commands.template.figures import draw as template_figures
 from toycircuits.commands.template.metrics import measure as template_metrics
-from toycircuits.core import slices
+from toycircuits.core import analyses, slices
 from toycircuits.core.config import InputError, Settings, TaskSettings
 from toycircuits.experiments.linear_regression import ablations as linear_regression_ablations
 from toycircuits.experiments.linear_regression import model as linear_regression_model
@@ -56,21 +56,21 @@ MODELS: list[slices.Model] = [
     reverse_increment_model,
     template_model,
 ]
-METRICS: list[slices.Metrics] = [
+METRICS: list[analyses.Metrics] = [
     linear_regression_metrics,
     list_copy_metrics,
     modular_arithmetic_metrics,
     reverse_increment_metrics,
     template_metrics,
 ]
-ABLATIONS: list[slices.Ablations] = [
+ABLATIONS: list[analyses.Ablations] = [
     linear_regression_ablations,
     list_copy_ablations,
     modular_arithmetic_ablations,
     reverse_increment_ablations,
     template_ablations,
 ]
-FIGURES: list[slices.Figures] = [
+FIGURES: list[analyses.Figures] = [
     linear_regression_figures,
     list_copy_figures,
     modular_arithmetic_figures,
@@ -82,9 +82,9 @@ SLICES = sorted(path.parent.name for path in SRC.glob("toycircuits/experiments/*
 KINDS: dict[str, tuple[Callable[[str], Any], type, Sequence[Any], str]] = {
     "task": (slices.load_task, slices.Task, TASKS, "task"),
     "model": (slices.load_model, slices.Model, MODELS, "model"),
-    "metrics": (slices.load_metrics, slices.Metrics, METRICS, "metrics.measure"),
-    "ablations": (slices.load_ablations, slices.Ablations, ABLATIONS, "ablations"),
-    "figures": (slices.load_figures, slices.Figures, FIGURES, "figures.draw"),
+    "metrics": (analyses.load_metrics, analyses.Metrics, METRICS, "metrics.measure"),
+    "ablations": (analyses.load_ablations, analyses.Ablations, ABLATIONS, "ablations"),
+    "figures": (analyses.load_figures, analyses.Figures, FIGURES, "figures.draw"),
 }
 
 
@@ -162,7 +162,7 @@ def test_a_missing_module_of_a_slice_is_named(
         raise ModuleNotFoundError(name=f"toycircuits.experiments.{missing}")
 
     monkeypatch.setattr("importlib.import_module", fail)
-    load = slices.load_metrics if "metrics" in missing else slices.load_ablations
+    load = analyses.load_metrics if "metrics" in missing else analyses.load_ablations
     with pytest.raises(InputError, match=text):
         load("list_copy")
 

@@ -18,9 +18,10 @@ from toycircuits.cli import app
 from toycircuits.commands.check import validate
 from toycircuits.commands.structure import RESERVED, STAGES, check_structure
 from toycircuits.core import paths
+from toycircuits.core.analyses import load_ablations, load_metrics
 from toycircuits.core.checkpoints import read_tensors, write_tensors
 from toycircuits.core.config import InputError, find_run, read_params
-from toycircuits.core.slices import load_ablations, load_metrics, load_model, load_task
+from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.train_run import read_settings
 
 PARAMS = read_params(ROOT / "params.yaml")

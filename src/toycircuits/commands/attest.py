@@ -21,7 +21,7 @@ from dvc_parallel.worker import machine
 from toycircuits.commands.fresh import outdated
 from toycircuits.commands.scale_copy import COPIED
 from toycircuits.commands.structure import read_project
-from toycircuits.core import paths
+from toycircuits.core import paths, report_paths
 from toycircuits.core.checkpoints import Trajectory, model_folders, read_final_weights
 from toycircuits.core.config import InputError, Run, Settings, find_run, runs_of, scales
 from toycircuits.core.json_text import read_json
@@ -74,7 +74,7 @@ class Place:
     @property
     def file(self) -> Path:
         """The file of hashes."""
-        return paths.ATTEST / f"{self.scale}.json"
+        return report_paths.ATTEST / f"{self.scale}.json"
 
     @property
     def command(self) -> str:
@@ -192,7 +192,7 @@ def _hashes(place: Place) -> dict[str, str]:
         if (tensors := _final_weights(place.folder / run.final)) is not None:
             hashes[_weights_name(run)] = hash_of(tensors)
     for experiment in place.params["experiments"]:
-        for folder in (paths.tables(experiment), paths.summary(experiment)):
+        for folder in (paths.tables(experiment), report_paths.summary(experiment)):
             for path in sorted((place.folder / folder).rglob("*.csv")):
                 name = path.relative_to(place.folder).as_posix()
                 hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,17 +12,12 @@ import psutil
 
 from toycircuits.claims.card import read_card
 from toycircuits.commands.structure import check_structure
+from toycircuits.core.analyses import load_ablations, load_figures, load_metrics
 from toycircuits.core.config import InputError, at_key, find_run, read_section, scales
 from toycircuits.core.fast_import import import_transformer_lens
-from toycircuits.core.paths import CLAIMS, claims_file
 from toycircuits.core.portable import refuse_compilation
-from toycircuits.core.slices import (
-    load_ablations,
-    load_figures,
-    load_metrics,
-    load_model,
-    load_task,
-)
+from toycircuits.core.report_paths import CLAIMS, claims_file
+from toycircuits.core.slices import load_model, load_task
 
 
 def check_all(params: Mapping[str, Any]) -> None:

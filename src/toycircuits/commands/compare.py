@@ -17,7 +17,7 @@ from rich.table import Table
 from toycircuits.claims.verdict import read_metrics, read_verdicts
 from toycircuits.commands.show import plain, settings_of
 from toycircuits.commands.structure import read_project
-from toycircuits.core import paths
+from toycircuits.core import paths, report_paths
 from toycircuits.core.config import InputError, Settings, find_run, read_yaml
 from toycircuits.core.messages import escaped
 from toycircuits.core.plotting import COLORS, TEMPLATE, bare_facets
@@ -79,10 +79,10 @@ def _revision(root: Path, name: str) -> Side:
         claims: dict[tuple[str, str], dict[str, str]] = {}
         curves: dict[str, pd.DataFrame] = {}
         for experiment in params["experiments"]:
-            if file := files.get(paths.metrics_file(experiment)):
+            if file := files.get(report_paths.metrics_file(experiment)):
                 values = _flat(read_metrics(file))
                 metrics |= {f"{experiment}.{key}": value for key, value in values.items()}
-            if file := files.get(paths.claims_table(experiment)):
+            if file := files.get(report_paths.claims_table(experiment)):
                 verdicts = read_verdicts(file).to_dict("records")
                 claims |= {(experiment, row["id"]): _as_texts(row) for row in verdicts}
         for run, entry in params["runs"].items():

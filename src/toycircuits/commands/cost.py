@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from rich.table import Table
 
 from toycircuits.commands.dvc_repo import open_repo
-from toycircuits.core import paths
+from toycircuits.core import paths, report_paths
 from toycircuits.core.config import InputError
 from toycircuits.report.provenance import duration, read_records
 
@@ -73,7 +73,7 @@ class Stages:
                 stage: [Path(dep.fs_path) for dep in stage.deps] for stage in self._graph
             }
             self._writes = [Path(out.fs_path) for stage in self._graph for out in stage.outs]
-        file = root / paths.RECORDS
+        file = root / report_paths.RECORDS
         self._records = read_records(file) if paths.exists(file) else {}
 
     def cost(self, path: Path) -> Cost:

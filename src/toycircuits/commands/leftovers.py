@@ -14,8 +14,9 @@ from typing import Any
 from dvc_parallel.bookkeeping import Bookkeeping
 from dvc_parallel.remnants import drop_entries, entries_without_stage
 from toycircuits.core.config import InputError, runs_of
-from toycircuits.core.paths import ARTIFACTS, CLAIMS, RECORDS, REPORTS, WEIGHTS, exists
+from toycircuits.core.paths import ARTIFACTS, REPORTS, WEIGHTS, exists
 from toycircuits.core.replace import replacing
+from toycircuits.core.report_paths import CLAIMS, RECORDS
 from toycircuits.git import files_in_git
 from toycircuits.report.provenance import read_records
 

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from toycircuits.claims.verdict import read_verdicts
 from toycircuits.commands.fresh import absent, outdated
-from toycircuits.core import paths
+from toycircuits.core import paths, report_paths
 from toycircuits.core.config import InputError, Run, find_run, runs_of
 from toycircuits.core.messages import quoted
 
 COLORS = {"fresh": "green", "stale": "yellow", "missing": "red"}
-PAGE_IS_STALE = f"{paths.PAGE} is stale or missing: `toycircuits fresh` says why"
+PAGE_IS_STALE = f"{report_paths.PAGE} is stale or missing: `toycircuits fresh` says why"
 NOT_HERE = (
     "checkpoints of trainings are not here, and are needed only to study the training: `dvc pull` "
     "brings them from a remote, `toycircuits repro --force train@RUN` trains a run again"
@@ -78,7 +78,7 @@ def experiment_state(
         run_states: those of its runs.
         stale_stages: as for `run_state`.
     """
-    if not paths.exists(paths.claims_table(experiment)):
+    if not paths.exists(report_paths.claims_table(experiment)):
         return "missing"
     stages = {f"{verb}@{experiment}" for verb in ("generate", "render", "judge", "section")}
     is_fresh = stages.isdisjoint(stale_stages) and {*run_states} <= {"fresh"}
@@ -91,7 +91,7 @@ def _colored(state: str) -> str:
 
 def _reproduced(experiment: str) -> str:
     """How many claims are reproduced; empty if nothing has been judged yet."""
-    if not paths.exists(file := paths.claims_table(experiment)):
+    if not paths.exists(file := report_paths.claims_table(experiment)):
         return ""
     outcomes = read_verdicts(file)["outcome"]
     return f"{(outcomes == 'reproduced').sum()} of {len(outcomes)}"

@@ -19,8 +19,9 @@ from ruamel.yaml.error import YAMLError
 from toycircuits.commands.structure import RESERVED, read_project
 from toycircuits.core.config import NAME, SECTIONS, STRUCTURE, InputError, scales
 from toycircuits.core.messages import quoted
-from toycircuits.core.paths import claims_file, weights_file
+from toycircuits.core.paths import weights_file
 from toycircuits.core.replace import replacing
+from toycircuits.core.report_paths import claims_file
 
 TEMPLATE = Path(__file__).with_name("template")
 

@@ -35,8 +35,9 @@ from toycircuits.commands.environment import check_environment
 from toycircuits.commands.leftovers import all_leftovers, drop_remnants, remnants
 from toycircuits.commands.scale_copy import scale_copy
 from toycircuits.core.config import InputError, read_params
-from toycircuits.core.paths import LOGS, PAGE, RECORDS, REPORTS, RESUME
+from toycircuits.core.paths import REPORTS, RESUME
 from toycircuits.core.portable import PINS, is_portable
+from toycircuits.core.report_paths import LOGS, PAGE, RECORDS
 from toycircuits.report.provenance import duration, read_records
 from toycircuits.revisions import check_files_of_dvc, remedy_of_dvc
 

@@ -24,8 +24,9 @@ from typing import Any, TypeAlias
 
 from toycircuits.core.config import InputError, read_params, scales
 from toycircuits.core.json_text import read_json
-from toycircuits.core.paths import ARTIFACTS, LOGS, RECORDS, REPORTS, RESUME
+from toycircuits.core.paths import ARTIFACTS, REPORTS, RESUME
 from toycircuits.core.replace import replacing
+from toycircuits.core.report_paths import LOGS, RECORDS
 from toycircuits.git import files_in_git, git, has_git
 
 # Each copy has these folders and files for itself, with two exceptions that are copied.

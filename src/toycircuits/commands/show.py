@@ -13,7 +13,7 @@ from rich.text import Text
 from toycircuits.claims.card import read_card
 from toycircuits.claims.lookup import tables_of, values
 from toycircuits.claims.verdict import count_outcomes, read_verdicts
-from toycircuits.core import paths
+from toycircuits.core import paths, report_paths
 from toycircuits.core.config import SECTIONS, InputError, Run, find_run, runs_of
 from toycircuits.core.messages import escaped, quoted
 
@@ -79,7 +79,7 @@ def _in_a_line(settings: Mapping[str, Any]) -> str:
 
 def _metrics(params: Mapping[str, Any], experiment: str, run: str) -> list[RenderableType]:
     """The key metrics of the experiment's file of claims, for each model of `run`."""
-    card = paths.claims_file(experiment)
+    card = report_paths.claims_file(experiment)
     if not (paths.tables(experiment) / run).exists() or not card.exists():
         return []
     runs = runs_of(params, experiment)
@@ -111,7 +111,7 @@ def _claims(experiment: str, run: str | None) -> list[RenderableType]:
     Args:
         run: leave out claims about other runs than this one; by default, show all claims.
     """
-    if not (file := paths.claims_table(experiment)).exists():
+    if not (file := report_paths.claims_table(experiment)).exists():
         return ["[bold]claims[/]\n  not judged yet: `toycircuits repro` does it\n"]
     verdicts = read_verdicts(file)
     verdicts = verdicts[verdicts["id"].isin(_claims_about(experiment, run, verdicts["id"]))]
@@ -138,7 +138,7 @@ def _claims(experiment: str, run: str | None) -> list[RenderableType]:
 
 def _claims_about(experiment: str, run: str | None, ids: "pd.Series[str]") -> list[str]:
     """Those of the claims `ids` that are about `run`, or that name no run."""
-    cards = {claim.id: claim for claim in read_card(paths.claims_file(experiment)).claims}
+    cards = {claim.id: claim for claim in read_card(report_paths.claims_file(experiment)).claims}
     about = []
     for claim in ids:
         named = cards[claim].measured.where.get("run") if claim in cards else None
@@ -150,9 +150,9 @@ def _claims_about(experiment: str, run: str | None, ids: "pd.Series[str]") -> li
 def _files(experiment: str, name: str, is_run: bool) -> list[str]:
     places: dict[str, Path] = {
         "tables": paths.tables(experiment) / (name if is_run else ""),
-        "figures": paths.figure_png(experiment),
+        "figures": report_paths.figure_png(experiment),
         "weights": paths.weights_file(name),
-        "claims": paths.claims_file(experiment),
-        "page": paths.PAGE,
+        "claims": report_paths.claims_file(experiment),
+        "page": report_paths.PAGE,
     }
     return [f"  {what:8} {place}" for what, place in places.items() if place.exists()]

@@ -23,17 +23,10 @@ from toycircuits.core.config import (
     scales,
 )
 from toycircuits.core.messages import quoted
-from toycircuits.core.paths import (
-    ARTIFACTS,
-    ATTEST,
-    CLAIMS,
-    LOGS,
-    REPORTS,
-    trajectories,
-    weights_file,
-)
+from toycircuits.core.paths import ARTIFACTS, REPORTS, trajectories, weights_file
 from toycircuits.core.plain_yaml import check_plain
 from toycircuits.core.portable import is_portable
+from toycircuits.core.report_paths import ATTEST, CLAIMS, LOGS
 from toycircuits.core.slices import PACKAGE
 
 STAGES = (

@@ -32,11 +32,11 @@ def logits(
 ) -> Float[Tensor, "batch read d_vocab_out"]:
     """The logits at the positions that `plan` reads."""
     rows = _embed(model, tokens, plan)
-    for block, layer in zip(model.blocks[:-1], plan.layers[:-1], strict=True):
+    for block, layer in zip(model.layers[:-1], plan.layers[:-1], strict=True):
         normed = _normalized(block.ln1, rows)
         attention = FastAttention(model, block.attn, normed, layer, tokens)
         rows = _with_mlp(block, attention.add_to(rows))
-    last, layer = model.blocks[-1], plan.layers[-1]
+    last, layer = model.layers[-1], plan.layers[-1]
     normed = _normalized(last.ln1, rows)
     may_unembed = isinstance(model.ln_final, Identity) and last.mlp is None
     attention = FastAttention(model, last.attn, normed, layer, tokens, may_unembed)

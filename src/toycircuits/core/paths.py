@@ -1,8 +1,9 @@
 """Where things stand in the project folder, relative to it.
 
-dvc.yaml names the same places, and a test compares the two. All other code takes paths from here.
-Names of experiments and runs may come from a file, so every function refuses a name that
-`check_name` refuses, such as `../x`, with an `InputError`.
+dvc.yaml names the same places, and a test compares the two. All other code takes paths from here
+and from report_paths.py, which has those that no training reads or writes. Names of experiments and
+runs may come from a file, so every function refuses a name that `check_name` refuses, such as
+`../x`, with an `InputError`.
 """
 
 from pathlib import Path
@@ -12,12 +13,7 @@ from toycircuits.core.config import InputError, check_name
 ARTIFACTS = Path("artifacts")  # large, cached by DVC
 REPORTS = Path("reports")  # small, in git
 RESUME = Path(".resume")  # unfinished trainings; no stage names it as an output
-LOGS = Path("logs")  # what each command of a reproduction printed
 WEIGHTS = REPORTS / "weights"  # released final weights
-ATTEST = Path("attest")  # hashes of the results of each portable scale
-CLAIMS = Path("claims")  # one file of claims for each experiment
-PAGE = REPORTS / "index.html"
-RECORDS = REPORTS / "stages.json"  # how long each stage ran, on which machine
 FLOAT_FORMAT = "%.9g"  # of every table: enough for float32, and the same bytes every time
 
 
@@ -79,16 +75,6 @@ def trajectories(run: str) -> Path:
     return ARTIFACTS / "trajectories" / _run(run)
 
 
-def figure_json(experiment: str) -> Path:
-    """Folder of interactive figures."""
-    return ARTIFACTS / "figures" / _experiment(experiment)
-
-
-def figure_png(experiment: str) -> Path:
-    """Folder of static figures."""
-    return REPORTS / _experiment(experiment) / "figures"
-
-
 def tables(experiment: str) -> Path:
     """Folder of all tables of an experiment, with one subfolder for each run."""
     return REPORTS / _experiment(experiment) / "tables"
@@ -97,31 +83,6 @@ def tables(experiment: str) -> Path:
 def training_table(experiment: str, run: str) -> Path:
     """The training log of a run: losses and metrics by step."""
     return tables(experiment) / _run(run) / "training.csv"
-
-
-def summary(experiment: str) -> Path:
-    """Folder of the tables that summarise runs, variants and seeds."""
-    return REPORTS / _experiment(experiment) / "summary"
-
-
-def claims_file(experiment: str) -> Path:
-    """The claims about an experiment, as a person wrote them."""
-    return CLAIMS / f"{_experiment(experiment)}.yaml"
-
-
-def claims_table(experiment: str) -> Path:
-    """The verdicts on the claims about an experiment."""
-    return REPORTS / _experiment(experiment) / "claims.csv"
-
-
-def section(experiment: str) -> Path:
-    """Folder of the part of the page that is about an experiment."""
-    return ARTIFACTS / "sections" / _experiment(experiment)
-
-
-def metrics_file(experiment: str) -> Path:
-    """The key metrics of an experiment, for `dvc metrics show`."""
-    return REPORTS / _experiment(experiment) / "metrics.json"
 
 
 def weights_file(run: str) -> Path:
@@ -177,8 +138,8 @@ def stage_of(path: Path) -> str | None:
             return f"release@{name}"
         case ["reports", _, "tables", name, "ablations"]:
             return f"ablate@{name}"
-        case ["reports", _, "tables", name, "measure", *_]:
-            return f"measure@{name}"
+        case ["reports", _, "tables", name, stage, *_]:
+            return f"{stage}@{name}"
         case ["artifacts", "figures", name, *_] | ["reports", name, "figures" | "summary", *_]:
             return f"render@{name}"
         case ["reports", name, "claims" | "metrics"]:

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from toycircuits.core import config, paths
-from toycircuits.core.slices import load_figures
+from toycircuits.core.analyses import load_figures
 from toycircuits.core.tables import read_tables
 
 

@@ -25,9 +25,12 @@ from toycircuits.core.config import (
     check_name,
     quoted,
 )
+from toycircuits.core.lens import LensTransformer, NoConfig
+from toycircuits.core.outline import outline
 from toycircuits.core.paths import model_name
 from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.train_settings import TrainSettings
+from toycircuits.core.transformer import Transformer
 
 # Settings above this, and above every size of the weights, may say that a model fills the memory.
 USUAL = 1024
@@ -142,6 +145,8 @@ def build_model(
 ) -> tuple[HookedRootModule, TaskSettings]:
     """The model that `state` and `metadata` describe, on the CPU, and the settings of its task.
 
+    It is in evaluation mode, and a `Transformer` is a `LensTransformer`.
+
     Args:
         origin: where both come from, for messages.
 
@@ -160,14 +165,17 @@ def build_model(
 
     try:
         if _largest(settings.model_dump()) > max(USUAL, *_sizes(state)):
-            with torch.device("meta"):  # takes no memory, but three seconds
+            with outline():  # takes no memory, but three seconds
                 _check_fit(state, build(), origin)
         model = build()
         _check_fit(state, model, origin)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, OverflowError) as error:  # torch has no class for bad sizes
         raise InputError(f"{origin}: {' '.join(str(error).split())}") from None
-    return model, data_settings
+    if isinstance(model, Transformer):
+        return LensTransformer.of(model), data_settings
+    model.cfg = NoConfig(type(model).__name__)
+    return model.eval(), data_settings
 
 
 def _largest(settings: Any) -> int:

@@ -155,6 +155,11 @@ class Transformer(HookedRootModule):
         super().setup()
         self._parts = tuple(module for module in self.modules() if module is not self)
 
+    @property
+    def layers(self) -> tuple[Block, ...]:
+        """The layers from the first to the last."""
+        return tuple(cast(Block, block) for block in self.blocks)
+
     def _init_weights(self, generator: torch.Generator) -> None:
         order = ["embed.W_E", "pos_embed.W_pos"]
         for layer in range(self.settings.n_layers):
@@ -213,8 +218,7 @@ class Transformer(HookedRootModule):
         """Logits at every position, or the residual stream before a layer."""
         forbidden = self._masks(tokens)
         resid = self.hook_embed(self.embed(tokens)) + self.hook_pos_embed(self.pos_embed(tokens))
-        blocks = list(self.blocks)[:stop_at_layer]
-        for block, mask in zip(blocks, forbidden, strict=False):
+        for block, mask in zip(self.layers[:stop_at_layer], forbidden, strict=False):
             resid = block(resid, mask)
         if stop_at_layer is not None:
             return cast(Tensor, resid)

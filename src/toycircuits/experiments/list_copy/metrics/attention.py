@@ -1,13 +1,14 @@
 """Attention patterns: their means, how much they vary over lists, and leaks past the separator."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from toycircuits.core.transformer import Allowed, Transformer
+from toycircuits.core.rows import Allowed
+from toycircuits.core.transformer import Transformer
 from toycircuits.experiments.list_copy.metrics.activations import activations
 from toycircuits.experiments.list_copy.task import LIST_LENGTH, OUTPUTS, POSITIONS
 
@@ -44,7 +45,7 @@ def pattern_table(
 
 
 def pattern_ranges(
-    patterns: Float[np.ndarray, "layer list head query key"], allowed: list[Allowed]
+    patterns: Float[np.ndarray, "layer list head query key"], allowed: Sequence[Allowed]
 ) -> pd.DataFrame:
     """Mean and quantiles over the lists of each attention weight, one row per cell.
 
@@ -65,7 +66,7 @@ def pattern_ranges(
     return pd.DataFrame(rows)
 
 
-def queries_read(allowed: list[Allowed]) -> list[list[int]]:
+def queries_read(allowed: Sequence[Allowed]) -> list[list[int]]:
     """The queries of each layer on which an output depends.
 
     >>> see_all = [[True] * 5] * 5
