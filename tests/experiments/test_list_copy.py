@@ -107,7 +107,9 @@ def test_loss_is_that_of_the_four_next_tokens(
 class Oracle:
     """Knows the rule, and that d2 is anything: reaches the floor and copies everything."""
 
-    def __call__(self, tokens: Tensor, read: tuple[int, ...] | None = None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, read: tuple[int, ...] | None = None, fixed: bool = False
+    ) -> Tensor:
         certain = torch.zeros(len(tokens), 5, 5)
         certain[:, 1, 4] = certain[:, 4, 4] = 1
         certain[torch.arange(len(tokens)), 2, tokens[:, 0]] = 1

@@ -161,7 +161,9 @@ class Writes:
     def __init__(self, rule: Any) -> None:
         self.rule = rule
 
-    def __call__(self, tokens: Tensor, read: tuple[int, ...] | None = None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, read: tuple[int, ...] | None = None, fixed: bool = False
+    ) -> Tensor:
         logits = torch.full((len(tokens), 5, 6), -20.0)
         answer = torch.stack(self.rule(tokens[:, 0], tokens[:, 1]), 1)
         logits[:, 3:].scatter_(2, answer[:, :, None], 20.0)
