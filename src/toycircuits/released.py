@@ -22,6 +22,7 @@ from toycircuits.core.checkpoints import (
     read_tensors,
 )
 from toycircuits.core.config import InputError, TaskSettings
+from toycircuits.core.lens import LensTransformer, targets_are_next_tokens
 from toycircuits.core.slices import load_task
 from toycircuits.core.tables import read_table, table_files
 from toycircuits.core.trained_models import build_model, check_metadata, train_settings
@@ -33,7 +34,8 @@ class ReleasedRun:
     """A trained model with its data, its settings and the tables of its run.
 
     Attributes:
-        model: the model, on the CPU; all hooks of TransformerLens work on it.
+        model: the model, on the CPU, in evaluation mode; all hooks of TransformerLens work on it,
+            and TransformerLens's tools on those with tokens, which are `LensTransformer`s.
         data: the tensors of the task, generated again from its settings.
         data_settings: the validated settings of the task.
         settings: settings (`data`, `model`, `train`), seeds and step, as plain values.
@@ -103,6 +105,8 @@ def load_run(
     generator = torch.Generator().manual_seed(data_settings.seed)
     data = load_task(metadata["slice"]).generate(data_settings, generator)
     selected = train_settings(metadata, origin).select(data)
+    if isinstance(hooked, LensTransformer):
+        hooked.next_token = targets_are_next_tokens(selected)
     return ReleasedRun(hooked, selected, data_settings, metadata, tables)
 
 
