@@ -141,7 +141,9 @@ def test_stale_and_missing_results_are_not_written(project: Project) -> None:
     project.write_params(params)
     with pytest.raises(InputError) as error:
         write_attestation(find_place(project.folder, None))
-    assert re.fullmatch(r"train@list_copy_10: its results are stale; [^\n]*", str(error.value))
+    assert re.fullmatch(
+        r"section@list_copy_10: its results are stale \(and 1 more\); [^\n]*", str(error.value)
+    )
     assert (project.folder / "attest/quick.json").read_text() == before
 
 

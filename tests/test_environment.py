@@ -74,6 +74,22 @@ def test_a_gpu_has_to_be_there_where_commands_run(
     environment.check_environment(ROOT)
 
 
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_a_gpu_is_of_no_use_for_portable_results(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("TOYCIRCUITS_DEVICE", name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    environment.check_environment(ROOT)
+    for is_local in (True, False):
+        with pytest.raises(InputError) as error:
+            environment.check_environment(ROOT, is_local, is_portable=True)
+        text = "results at this scale are portable, and a GPU computes other bytes"
+        assert str(error.value) == (
+            f"TOYCIRCUITS_DEVICE: found '{name}'; {text}; allowed: auto, cpu"
+        )
+
+
 def test_a_brace_in_the_path_is_named_because_dvc_fails_at_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"DVC cannot work in a folder whose path has \{ or \}"):
         environment.check_environment(tmp_path / "a{b}c")

@@ -239,10 +239,6 @@ def small(tmp_path: Path) -> Project:
     project = Project(tmp_path / "small")
     params = project.read_params()
     params["quick"]["modular_subtraction"]["model"] |= {"d_model": 48, "d_head": 24, "d_mlp": 96}
-    few = {"length": 6, "log_every": 3, "checkpoint_every": 3}
-    for name in ("modular_subtraction", "list_copy_10", "linear_regression"):
-        params["quick"][name]["train"] |= few
-    params["quick"]["linear_regression"]["measure"]["qk_steps"] = [0, 3, 6]
     cell = params["runs"]["list_copy_100_2l"]
     cell["model"] = {"n_layers": 2, "normalization": "LN", "use_bias": True}
     cell["model"] |= {"d_model": 48, "d_head": 48}
