@@ -37,6 +37,7 @@ from toycircuits.core.rows import Allowed, rows_needed
 # tables save time, device.
 PlanKey: TypeAlias = tuple[tuple[int, ...], int, bool, bool, torch.device]
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
+NARROW = 32  # computing constants apart takes longer than it saves if rows have fewer numbers
 SEQUENCES_PER_TOKEN = 4  # a table of rows saves time if the batch has more sequences for each token
 
 
@@ -177,7 +178,10 @@ class Transformer(HookedRootModule):
                 parameter.requires_grad_(False)
             if leaf in ("W_V", "W_O") and getattr(self.settings, f"freeze_{leaf}"):
                 parameter.requires_grad_(False)
-                parameter.data.copy_(torch.eye(self.settings.d_model).expand_as(parameter))
+                identity = torch.eye(
+                    len(parameter[0]), dtype=parameter.dtype, device=parameter.device
+                )
+                parameter.data.copy_(identity.expand_as(parameter))
 
     def forward(
         self,
@@ -190,8 +194,8 @@ class Transformer(HookedRootModule):
 
         Args:
             fixed: whether the sequences hold `settings.fixed_tokens`. The fast form then does not
-                look at the tokens of these positions, and computes what is the same for all
-                sequences once.
+                need to look at the tokens of these positions, and may compute what is the same for
+                all sequences once.
             stop_at_layer: return the residual stream before this layer instead of logits, as
                 TransformerLens does; negative numbers count from the end.
 
@@ -254,7 +258,7 @@ class Transformer(HookedRootModule):
         key = (read, n_pos, fixed, tables, tokens.device)
         if key not in self._plans:
             _check_read(read, n_pos)
-            known = fixed and self.settings.fixed_tokens
+            known = fixed and self.settings.fixed_tokens and self.settings.d_model >= NARROW
             fixed_tokens = self.settings.fixed_tokens[:n_pos] if known else (None,) * n_pos
             masks = [[row[:n_pos] for row in mask[:n_pos]] for mask in self.settings.allowed]
             queries = [rows.queries for rows in rows_needed(masks, read)]
