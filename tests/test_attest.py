@@ -87,12 +87,14 @@ def test_what_differs_and_what_is_missing_are_told_apart(
     is_same, lines = compared(project, capsys)
     assert not is_same
     assert lines[0] == f"same bytes: {n - 1} of {n}"
-    made = "; `toycircuits repro` makes results that are not there"
+    made = f"; `toycircuits repro --force train@{RUN}` makes the first of them"
     assert lines[3:] == [f"missing: 1: {TABLE}{made}"]
 
     shutil.rmtree(project.folder / "reports" / RUN / "tables")
     _, lines = compared(project, capsys)
-    found = re.fullmatch(r"missing: (\d+): (.*), and (\d+) more; `toycircuits repro` .*", lines[3])
+    found = re.fullmatch(
+        r"missing: (\d+): (.*), and (\d+) more; `toycircuits repro --f.*", lines[3]
+    )
     assert found
     assert int(found[1]) == int(found[3]) + len(found[2].split(", "))
 

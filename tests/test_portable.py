@@ -239,6 +239,11 @@ def small(tmp_path: Path) -> Project:
     project = Project(tmp_path / "small")
     params = project.read_params()
     params["quick"]["modular_subtraction"]["model"] |= {"d_model": 48, "d_head": 24, "d_mlp": 96}
+    one = {"weight_seeds": [0], "batch_seeds": [0], "checkpoint_every": 30}
+    params["quick"]["list_copy_10"]["train"] |= one
+    params["quick"]["list_copy_10"]["measure"]["probe"]["folds"] = 3
+    stack = params["runs"]["linear_regression_stack"]
+    stack |= {"scales": {}, "variants": {"untied": stack["variants"]["untied"]}}
     cell = params["runs"]["list_copy_100_2l"]
     cell["model"] = {"n_layers": 2, "normalization": "LN", "use_bias": True}
     cell["model"] |= {"d_model": 48, "d_head": 48}

@@ -128,7 +128,7 @@ def attest(place: Place) -> bool:
     print(f"made by: {told.made_by}")
     print(f"here: {here.made_by}")
     _list("differs", differing)
-    _list("missing", missing, f"; `{place.command}` makes results that are not there")
+    _list("missing", missing, _how_to_make(missing, place))
     _list(f"not in {place.file}", unknown, "; `toycircuits attest --write` makes the file again")
     if differing:
         print(f"likely reason: {_reason(place, told, here)}")
@@ -232,6 +232,16 @@ def _list(what: str, names: list[str], hint: str = "") -> None:
     if names:
         more = f", and {len(names) - N_SHOWN} more" if len(names) > N_SHOWN else ""
         print(f"{what}: {len(names)}: {', '.join(names[:N_SHOWN])}{more}{hint}")
+
+
+def _how_to_make(missing: list[str], place: Place) -> str:
+    """The command that makes results that are `missing`: the end of a message."""
+    if missing and paths.exists(place.folder / "dvc.lock"):
+        # Without --force, a stage counts as done if its results are merely absent.
+        finals = {_weights_name(run): run.final for run in _runs(place.params)}
+        if stage := paths.stage_of(finals.get(missing[0], Path(missing[0]))):
+            return f"; `{place.command} --force {stage}` makes the first of them"
+    return f"; `{place.command}` makes them"
 
 
 def _reason(place: Place, told: Attestation, here: Attestation) -> str:
