@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toycircuits.core import fast_form
 from toycircuits.core.products import dot_products, weighted_sums
 from toycircuits.core.rows import LayerRows, rows_needed, sources
-from toycircuits.core.transformer import Transformer
+from toycircuits.core.transformer import NARROW, Transformer
 
 
 def random_masks(rng: random.Random, n_ctx: int, n_layers: int, blind: bool) -> list[list[str]]:
@@ -42,7 +42,7 @@ def random_model(make_model: MakeModel, rng: random.Random, d_vocab: int) -> Tra
     n_ctx, n_layers = rng.randint(1, 6), rng.randint(1, 3)
     blind = rng.random() < 0.4
     fixed = [rng.randrange(d_vocab) if rng.random() < 0.5 else None for _ in range(n_ctx)]
-    width = rng.choice([4, 20])  # the wider rows are multiplied as matrices
+    width = rng.choice([4, 20, NARROW, NARROW])  # wider rows are treated otherwise
     frozen = {f"freeze_{name}": rng.random() < 0.3 for name in ("W_V", "W_O")}
     d_head = width if any(frozen.values()) else rng.choice([width, 3, 17])
     model = make_model(
@@ -170,18 +170,21 @@ def test_rows_before_attention_are_computed_once_for_each_token(make_model: Make
 
 def test_rows_that_are_the_same_in_all_sequences_are_computed_once(make_model: MakeModel) -> None:
     """The query and one key are fixed. A query that is fixed forms no keys."""
-    model = make_model(**ATTENTION_ONLY, d_model=4, n_heads=1, d_head=3, fixed_tokens=[None, 1, 1])
+    model = make_model(
+        **{**ATTENTION_ONLY, "d_model": NARROW, "n_heads": 1, "d_head": 3},
+        fixed_tokens=[None, 1, 1],
+    )
     tokens = task_tokens(model, 20, seed=0)  # too few for tables
-    query = 1 * (4 * 3 + 3 * 4)
-    scores = (20 + 2) * 4
-    values = (20 + 2) * 4 * 3
-    after_attention = 20 * (3 * 4 + 4 * 6)
+    query = 1 * (NARROW * 3 + 3 * NARROW)
+    scores = (20 + 2) * NARROW
+    values = (20 + 2) * NARROW * 3
+    after_attention = 20 * (3 * NARROW + NARROW * 6)
     assert flops(model, tokens, fixed=True) == 2 * (query + scores + values + after_attention)
     assert flops(model, tokens) > flops(model, tokens, fixed=True)
 
 
 def test_fixed_tokens_are_not_looked_at(make_model: MakeModel) -> None:
-    model = make_model(fixed_tokens=[None, 3, None])
+    model = make_model(d_model=NARROW, fixed_tokens=[None, 3, None])
     tokens = task_tokens(model, 5, seed=0)
     other = tokens.clone()
     other[:, 1] = 4
