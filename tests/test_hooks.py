@@ -207,6 +207,19 @@ def test_edits_in_place_by_hooks_of_pytorch_change_nothing_else(make_model: Make
             handle.remove()
         first = "blocks.0.hook_resid_post"
         assert torch.equal(cache[first], expected[first]), module
+    for module, name in (
+        (model.layers[0], "blocks.0.hook_resid_post"),
+        (model.embed, "hook_pos_embed"),
+    ):
+        handle = module.register_forward_hook(lambda module, args, out: edit(out))
+        try:
+            _, cache = model.run_with_cache(tokens)
+        finally:
+            handle.remove()
+        assert torch.equal(cache[name], expected[name]), name
+        assert not torch.equal(
+            cache["blocks.1.hook_resid_pre"], expected["blocks.1.hook_resid_pre"]
+        )
 
 
 def test_without_hooks_nothing_is_copied(make_model: MakeModel) -> None:

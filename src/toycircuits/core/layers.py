@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from transformer_lens import hook_points
 
 if TYPE_CHECKING:  # that module imports this one
@@ -21,8 +22,12 @@ LAYER_NORM_EPS = 1e-5
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Whether one of `modules` has a hook: a function that sees its input, output or gradient."""
-    return any(
+    """Whether one of `modules` has a hook: a function that sees its input, output or gradient.
+
+    Hooks that PyTorch calls on all modules count too.
+    """
+    everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    return bool(everywhere) or any(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
@@ -50,6 +55,10 @@ class Layer(nn.Module):
             args = tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
         return super().__call__(*args, **kwargs)
 
+    def own(self, out: Tensor) -> Tensor:
+        """A copy of `out` for hooks of this module, where `out` is also somebody else's."""
+        return out.clone() if has_hooks((self,)) else out
+
 
 class HookPoint(hook_points.HookPoint):
     """TransformerLens's hook point; its hooks see a copy, so that they can change it in place."""
@@ -68,7 +77,7 @@ class Identity(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` itself."""
-        return x
+        return self.own(x)
 
 
 class LayerNorm(Layer):
@@ -85,8 +94,7 @@ class LayerNorm(Layer):
         """`x` centred, divided by its scale, times w, plus b."""
         x = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + LAYER_NORM_EPS).sqrt())
-        normalized: Tensor = self.hook_normalized(x / scale * self.w + self.b)
-        return normalized
+        return self.own(self.hook_normalized(x / scale * self.w + self.b))
 
 
 def normalization(settings: "TransformerSettings") -> LayerNorm | Identity:
@@ -115,8 +123,7 @@ class PosEmbed(Layer):
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """The embedding of each position, for every sequence; a view if nobody hooks it."""
-        embedded = self.W_pos[: tokens.shape[1]].expand(len(tokens), -1, -1)
-        return embedded.clone() if has_hooks((self,)) else embedded
+        return self.own(self.W_pos[: tokens.shape[1]].expand(len(tokens), -1, -1))
 
 
 class Unembed(Layer):
@@ -252,8 +259,7 @@ class Block(Layer):
             x = self.hook_resid_mid(x)
             mlp_in = x if self.hook_mlp_in is None else self.hook_mlp_in(x)
             x = x + self.hook_mlp_out(self.mlp(self.ln2(mlp_in)))
-        resid_post: Tensor = self.hook_resid_post(x)
-        return resid_post
+        return self.own(self.hook_resid_post(x))
 
     def _attention_inputs(self, resid: Tensor) -> list[Tensor]:
         """Normalized inputs of queries, keys and values."""

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from transformer_lens import HookedRootModule
 
 from toycircuits.core import fast_form
@@ -214,9 +213,8 @@ class Transformer(HookedRootModule):
         return fast_form.logits(self, tokens, self._plan(tuple(read), tokens, fixed))
 
     def has_hooks(self) -> bool:
-        """Whether any module has a hook, or PyTorch has one for all modules."""
-        everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
-        return bool(everywhere) or has_hooks(self._parts)
+        """Whether any module in the model has a hook."""
+        return has_hooks(self._parts)
 
     def _with_hooks(self, tokens: Tensor, stop_at_layer: int | None) -> Tensor:
         """Logits at every position, or the residual stream before a layer."""

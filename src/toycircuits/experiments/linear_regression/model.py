@@ -23,9 +23,9 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 
 from toycircuits.core.config import Settings
+from toycircuits.core.layers import HookPoint, Layer, has_hooks
 from toycircuits.experiments.linear_regression.task import DataSettings
 
 SMALL, SMALL_QK = 1e-6, 1e-4  # sizes of the identities of the initialisations small_id*
@@ -152,22 +152,7 @@ def _by_row(
     return x.view(batch, heads, -1, d).transpose(1, 2).reshape(-1, heads * d)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook function looks at what goes into or comes out of `module`, or changes it."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def call_if_hooked(hook: HookPoint, x: Tensor) -> Tensor:
-    """`hook` of a copy of `x`, in memory of its own, or `x` if the hook point has no function."""
-    return hook(x.clone()) if has_hooks(hook) else x
-
-
-class Attention(nn.Module):
+class Attention(Layer):
     """Heads as wide as a token: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_out].
 
     Args:
@@ -215,17 +200,17 @@ class Attention(nn.Module):
         Args:
             mask_bias: added to the scores; -inf where a query may not attend to a key.
         """
-        q = call_if_hooked(self.hook_q, self._project(queries, "Q"))
-        k = call_if_hooked(self.hook_k, self._project(keys, "K"))
-        v = call_if_hooked(self.hook_v, self._project(keys, "V"))
+        q = self.hook_q(self._project(queries, "Q"))
+        k = self.hook_k(self._project(keys, "K"))
+        v = self.hook_v(self._project(keys, "V"))
         scores = torch.einsum("bqhk,bshk->bhqs", q, k) / self.d_model**0.5
         if mask_bias is not None:
             scores = scores + mask_bias
-        scores = call_if_hooked(self.hook_attn_scores, scores)
-        pattern = call_if_hooked(self.hook_pattern, scores.softmax(-1))
-        z = call_if_hooked(self.hook_z, torch.einsum("bhqs,bshk->bqhk", pattern, v))
+        scores = self.hook_attn_scores(scores)
+        pattern = self.hook_pattern(scores.softmax(-1))
+        z = self.hook_z(torch.einsum("bhqs,bshk->bqhk", pattern, v))
         result = torch.einsum("bqhk,hko->bqho", z, self.weight("O"))
-        return call_if_hooked(self.hook_result, result).sum(2)
+        return self.hook_result(result).sum(2)
 
     def factored(
         self, queries: Tensor, keys: Tensor, mask_bias: Tensor | None
@@ -260,7 +245,7 @@ class Attention(nn.Module):
         return torch.einsum("bpd,hdk->bphk", tokens, self.weight(name))
 
 
-class Block(nn.Module):
+class Block(Layer):
     """A layer, as TransformerLens names it: attention is all that it has."""
 
     def __init__(self, attn: Attention) -> None:
@@ -271,16 +256,8 @@ class Block(nn.Module):
         self, queries: Tensor, keys: Tensor, mask_bias: Tensor | None
     ) -> Float[Tensor, "batch query d_out"]:
         """Same arguments and result as `Attention.forward`."""
-        return _call(self.attn, queries, keys, mask_bias)
-
-
-def _call(layer: nn.Module, *inputs: Tensor | None) -> Float[Tensor, "batch query d_out"]:
-    """The output of `layer`; hooks get copies of what goes in and comes out."""
-    if not has_hooks(layer):
-        out: Tensor = layer(*inputs)
+        out: Tensor = self.attn(queries, keys, mask_bias)
         return out
-    copies = [x if x is None else x.clone() for x in inputs]
-    return layer(*copies).clone()
 
 
 class InContextAttention(HookedRootModule):
@@ -333,7 +310,7 @@ class InContextAttention(HookedRootModule):
             factored: compute no activation that nobody asks for. It is for training, and takes
                 effect only while no module in the model has a hook.
         """
-        factored = factored and not any(map(has_hooks, self._inner))
+        factored = factored and not has_hooks(self._inner)
         narrow = self.d_model <= NARROW and lengths is None
         if factored and narrow and torch.compiler.is_compiling():
             return self._batch_last(z, z_q)
@@ -342,7 +319,7 @@ class InContextAttention(HookedRootModule):
             query = query.expand(-1, len(lengths), -1)
             mask_bias = _mask_bias(lengths, z.shape[1], z)
         *others, last = self.layers if factored else self.blocks
-        attend: Callable[..., Tensor] = Attention.factored if factored else _call
+        attend: Callable[..., Tensor] = Attention.factored if factored else Block.__call__
         for layer in others:
             rows = torch.cat([z[:, 1:], query], 1)
             out = F.pad(attend(layer, rows, z, self._causal(z, mask_bias)), (0, 0, 1, 0))
