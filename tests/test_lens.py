@@ -1,6 +1,7 @@
 """`LensTransformer`: the surface that TransformerLens's tools ask for, beside the tools."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,7 @@ def test_weights_drawn_anew_are_a_control(made: Made) -> None:
 def test_a_copy_is_its_own_model(made: Made) -> None:
     other = copy.deepcopy(made.model)
     before = made.model(made.clean)
+    assert torch.equal(pickle.loads(pickle.dumps(made.model))(made.clean), before)
     assert torch.equal(other(made.clean), before)
     with torch.no_grad():
         other.W_E.zero_()
@@ -293,7 +295,7 @@ def test_a_copy_is_its_own_model(made: Made) -> None:
     assert torch.equal(made.model(made.clean), before)
     assert not made.model.cfg.use_attn_result
     other.reset_hooks()
-    assert other.blocks[0].attn.reset_parameters.__self__ is other.blocks[0].attn
+    assert other.blocks[0].attn.reset_parameters.args == (other.blocks[0].attn,)
 
 
 def test_layer_norm_is_folded_where_it_can_be(make_model: MakeModel) -> None:

@@ -5,7 +5,7 @@ residual stream, weights with LayerNorm folded in, and weights drawn anew for a 
 """
 
 import copy
-from types import MethodType
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -33,7 +33,7 @@ class TransformerWithWeights(Transformer):
         for module in self.modules():
             if [*module.parameters(recurse=False)]:
                 # TransformerLens's `reinitialized` calls it, as a control without training.
-                module.reset_parameters = MethodType(_reset_parameters, module)
+                module.reset_parameters = partial(_reset_parameters, module)
                 module.init_std = INIT_GAIN / settings.d_model**0.5
 
     def _block(self, layer: int) -> Block:
