@@ -131,13 +131,13 @@ def test_widths_are_those_that_the_notebook_lists() -> None:
 
 
 def bytes_of(name: str) -> int:
-    """Bytes of the final weights of all models of a run."""
+    """Bytes of the trained parameters of all models of a run; files have no others."""
     run, settings = run_of(name), read_settings(run_of(name))
     total = 0
     for shape in settings.models.values():
         with torch.device("meta"):
             model = load_model(run.entry.slice).build(shape, settings.data, torch.Generator("cpu"))
-        weights = [*model.parameters()]
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
         total += sum(weight.numel() * weight.element_size() for weight in weights)
     return total * len(settings.train.seed_pairs)
 

@@ -193,10 +193,15 @@ def _sizes(state: Mapping[str, Tensor]) -> list[int]:
 
 
 def _check_fit(state: Mapping[str, Tensor], outline: HookedRootModule, origin: Path) -> None:
-    """Raise an `InputError` unless `state` has the parameters of `outline`, of the same types."""
-    for name, parameter in outline.state_dict().items():
+    """Raise an `InputError` unless `state` has the parameters of `outline`, of the same types.
+
+    It need not have those that the model freezes.
+    """
+    for name, parameter in outline.named_parameters():
         expected = f"{parameter.dtype} {tuple(parameter.shape)}"
         if name not in state:
+            if not parameter.requires_grad:
+                continue
             raise InputError(f"{origin}: {name}: missing; the settings need it: {expected}")
         if (found := f"{state[name].dtype} {tuple(state[name].shape)}") != expected:
             raise InputError(f"{origin}: {name}: found {found}; the settings need {expected}")

@@ -227,7 +227,7 @@ class _Training:
             bar.set_postfix(loss=f"{row['train_loss']:.3g}", refresh=False)
         if unit % self.settings.checkpoint_every == 0 or self.done:
             self._check_finite(loss)
-            self.trajectory.save(self.step, self.model.state_dict(), self.metadata)
+            self.trajectory.save(self.step, trained_parameters(self.model), self.metadata)
 
     def _check_finite(self, loss: Tensor) -> None:
         if math.isfinite(loss.item()):
@@ -279,6 +279,11 @@ class _Training:
             raise InputError(f"{self.resume_file}: {text} ({reason})") from None
         print(f"resuming at step {self.step}", file=sys.stderr)
         return True
+
+
+def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that a training changes; the settings of the model say what the others are."""
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

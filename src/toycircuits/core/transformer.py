@@ -272,14 +272,14 @@ def _check_read(read: Sequence[int], n_pos: int) -> None:
 
 
 def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    """Drop the causal mask that `HookedTransformer` saved; refuse what the model cannot hold.
+    """Drop the causal mask that `HookedTransformer` saved; add or check what the model freezes.
 
-    A frozen weight is never read, so that another value in its place would be ignored silently.
+    The model does not learn a frozen weight, so that other values would be another model.
     """
     for key in [key for key in state if key.endswith(("attn.mask", "attn.IGNORE"))]:
         del state[key]
     for key, frozen in module.named_parameters():
-        if frozen.requires_grad or key not in state:
+        if frozen.requires_grad:
             continue
-        if not torch.equal(state[key].to(frozen), frozen):
+        if not torch.equal(state.setdefault(key, frozen.detach()).to(frozen), frozen):
             raise RuntimeError(f"{key}: this model freezes it, and the values to load are others")
