@@ -22,7 +22,8 @@ PICTURES = ".resume/pictures"  # those last drawn, by what they were drawn from
 STAGES = {path.stem: path for path in sorted((ROOT / "stages").glob("*.py"))}
 
 # A slice may have an architecture of its own; dvc.yaml cannot say which slices have.
-OPTIONAL = {f"src/toycircuits/core/{name}.py" for name in ("products", "rows", "transformer")}
+OF_TRANSFORMERS = ("fast_attention", "fast_form", "plans", "products", "rows", "transformer")
+OPTIONAL = {f"src/toycircuits/core/{name}.py" for name in OF_TRANSFORMERS}
 
 
 FILES = texts()
