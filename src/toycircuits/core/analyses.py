@@ -1,6 +1,8 @@
 """What the analyses of a slice must define, and the functions that import them by name.
 
-slices.py has the modules of a slice that trainings import. An edit here makes no training stale.
+A slice is a folder in experiments/, with a task and its analyses. slices.py does the same for the
+modules of a slice that trainings import. The two are apart so that an edit of this one does not
+make trainings stale: DVC runs a training again if a module that it imports has changed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from toycircuits.core.config import Settings
 from toycircuits.core.slices import load_module
 
-if TYPE_CHECKING:  # whoever imports this module needs none of them
+if TYPE_CHECKING:  # a stage that imports this module may not need them
     import pandas as pd
     import plotly.graph_objects as go
     from torch import Tensor
@@ -17,10 +19,10 @@ if TYPE_CHECKING:  # whoever imports this module needs none of them
 
 @runtime_checkable
 class Metrics(Protocol):
-    """`metrics/measure.py`: what is measured of a model and of its whole trajectory.
+    """`metrics/measure.py`: measurements of a model and of all its checkpoints.
 
-    The module may also define `training_start(data, task, train, model)`: a table of what a
-    training is given, where a source prints it.
+    The module may also define `training_start(data, task, train, model)`. It returns a table of
+    what a training starts from, such as the first batch, to compare with what a study printed.
     """
 
     @property
@@ -40,7 +42,7 @@ class Metrics(Protocol):
         Args:
             model: holds the final weights.
             states: step and state dict of every checkpoint, in order.
-            data: what the training saw of the task's tensors.
+            data: the tensors of the task by name, as the training saw them.
             task: the task's `DataSettings`.
             settings: a `MeasureSettings`.
         """
@@ -48,7 +50,7 @@ class Metrics(Protocol):
 
 @runtime_checkable
 class Ablations(Protocol):
-    """`ablations.py`: what is lost without a part of the final model."""
+    """`ablations.py`: how well the final model works without each of its parts."""
 
     @property
     def AblateSettings(self) -> type[Settings]:
@@ -61,7 +63,7 @@ class Ablations(Protocol):
 
         Args:
             model: holds the final weights.
-            data: what the training saw of the task's tensors.
+            data: the tensors of the task by name, as the training saw them.
             task: the task's `DataSettings`.
             settings: an `AblateSettings`.
         """
@@ -69,7 +71,7 @@ class Ablations(Protocol):
 
 @runtime_checkable
 class Figures(Protocol):
-    """`figures/draw.py`: tables over all runs, and figures; both come from tables alone."""
+    """`figures/draw.py`: makes summary tables and figures from the tables of the runs."""
 
     @property
     def RenderSettings(self) -> type[Settings]:
@@ -78,22 +80,22 @@ class Figures(Protocol):
     def summarise(
         self, tables: "Mapping[str, pd.DataFrame]", settings: Any
     ) -> "dict[str, pd.DataFrame]":
-        """Tables over the runs, variants and seeds of an experiment, by name."""
+        """Tables that summarise the runs, variants and seeds of an experiment, by name."""
 
     def draw(self, tables: "Mapping[str, pd.DataFrame]", settings: Any) -> "dict[str, go.Figure]":
-        """Figures by name, from the runs' tables and those of `summarise`."""
+        """Figures by name, from the tables of the runs and those that `summarise` returned."""
 
 
 def load_metrics(slice_name: str) -> Metrics:
-    """The module `metrics.measure` of a slice; raises as `load_module`."""
+    """The module `metrics.measure` of a slice; raises what `load_module` raises."""
     return cast(Metrics, load_module(slice_name, "metrics.measure"))
 
 
 def load_ablations(slice_name: str) -> Ablations:
-    """The module `ablations` of a slice; raises as `load_module`."""
+    """The module `ablations` of a slice; raises what `load_module` raises."""
     return cast(Ablations, load_module(slice_name, "ablations"))
 
 
 def load_figures(slice_name: str) -> Figures:
-    """The module `figures.draw` of a slice; raises as `load_module`."""
+    """The module `figures.draw` of a slice; raises what `load_module` raises."""
     return cast(Figures, load_module(slice_name, "figures.draw"))

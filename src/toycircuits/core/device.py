@@ -1,4 +1,4 @@
-"""The device that computes. It is not a param, because it must not make a result stale."""
+"""The device that computes. It is not in params.yaml: another device makes no result stale."""
 
 import re
 import warnings
@@ -11,8 +11,8 @@ from toycircuits.core.config import InputError
 from toycircuits.core.messages import in_one_line, quoted
 
 NAMES = r"auto|cpu|cuda(:[0-9]{1,3})?"
-# Torch has MKL compute these on a CPU. MKL starts from the processor's own approximation of
-# 1/sqrt(x), which is another one on AMD than on Intel, and no setting of MKL changes that.
+# On a CPU, torch lets MKL compute these. MKL starts from the processor's own approximation of
+# 1/sqrt(x), which differs between AMD and Intel. No setting of MKL changes that.
 APPROXIMATED = {
     **{"sqrt": np.sqrt, "log10": np.log10, "tan": np.tan},
     **{"asin": np.arcsin, "acos": np.arccos, "atan": np.arctan},
@@ -24,14 +24,14 @@ def prepare(name: str, is_portable: bool = False) -> torch.device:
     """Set torch up for reproducible work and return the device called `name`.
 
     Torch uses one thread. It then always splits sums in the same way, so that the bytes of a result
-    do not depend on how many runs share the machine. Denormals are flushed to zero: the gradients
-    of a converged training are full of them, and make a step take twice as long. On a CPU, one
-    thread is deterministic by itself, and torch's deterministic mode would only load its compiler.
+    do not depend on how many runs share the machine. Denormal numbers become zero: the gradients of
+    a converged model are full of them, and they would double the time of a step. Torch's
+    deterministic mode is on only for a GPU. On a CPU, one thread is deterministic without it.
 
     Args:
         name: "cpu", "cuda", "cuda:1" and so on; "auto" is CUDA if there is one and else the CPU.
         is_portable: whether every x86-64 machine has to compute the same bytes. Then "auto" is the
-            CPU, and NumPy computes the functions that MKL computes by the processor.
+            CPU, and NumPy computes the functions in `APPROXIMATED`.
 
     Raises:
         InputError: there is no such device, or it cannot compute portably.
@@ -52,7 +52,7 @@ def prepare(name: str, is_portable: bool = False) -> torch.device:
 
 
 def _replace_approximated() -> None:
-    """Have NumPy compute what is `APPROXIMATED`, wherever torch computes it on a CPU."""
+    """Let NumPy compute the functions in `APPROXIMATED` wherever torch computes on a CPU."""
     if _replaced:
         return
     library = torch.library.Library("aten", "IMPL")
@@ -88,7 +88,7 @@ def _replace(library: torch.library.Library, name: str, function: np.ufunc) -> N
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `name`, as `prepare` takes it; nothing is set up.
+    """The device called `name`; see `prepare`. Nothing is set up.
 
     Raises:
         InputError: there is no such device.

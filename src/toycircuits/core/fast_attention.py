@@ -1,4 +1,4 @@
-"""Attention without hooks, on rows of which each is there once; see fast_form.py."""
+"""The attention of the fast form (fast_form.py), which computes each distinct row once."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -19,11 +19,11 @@ class FastAttention:
     """What attention adds to the residual stream of one layer.
 
     Attributes:
-        order: where the pattern mixes the values.
-            "heads": between W_V and W_O, as usual.
-            "after": the one head is as wide as the residual stream; W_V W_O comes after the mixing.
-            "before": W_V W_O comes before.
-            "unembed": W_V W_O and W_U come before, and the results are logits.
+        order: where the attention pattern mixes the rows.
+            "heads": between W_V and W_O, as usual. All others need a single head of width d_model.
+            "after": W_V W_O comes after the mixing.
+            "before": W_V W_O comes before the mixing.
+            "unembed": W_V W_O and W_U come before the mixing, and the results are logits.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class FastAttention:
 
         Args:
             rows: the residual stream before the layer, normalized.
-            may_unembed: whether the layer's results go into the unembedding as they are.
+            may_unembed: whether the unembedding reads the layer's results directly, with no MLP
+                and no LayerNorm between.
         """
         self.settings, self.attn, self.W_U = model.settings, attn, model.unembed.W_U
         self.rows, self.layer, self.tokens = rows, layer, tokens
@@ -63,7 +64,7 @@ class FastAttention:
         """The sum of `resid` and what attention writes, at the queries.
 
         Args:
-            resid: the residual stream before the layer; logits of it if `order` is "unembed".
+            resid: the residual stream before the layer; if `order` is "unembed", its logits.
         """
         parts = []
         for part in self._results().parts:
@@ -75,7 +76,7 @@ class FastAttention:
         return Rows.merged(parts)
 
     def _of_blind_queries(self, resid: Rows) -> tuple[Part, ...]:
-        """The queries without keys, for which attention has its bias alone."""
+        """`resid` at the queries without keys, to which attention adds only its bias."""
         rows = resid.take(self.layer.blind)
         if not self.settings.use_bias:
             return rows.parts
@@ -94,7 +95,7 @@ class FastAttention:
         return flat.apply(self._output) if self.order == "heads" else flat
 
     def _values(self) -> Rows:
-        """What the pattern mixes: for each key a row [head, d]."""
+        """What the pattern mixes: for each key, values [head, d]; d depends on `order`."""
         keys = self.rows.take(self.layer.keys)
         heads = self.settings.n_heads
         if self.order == "before":
@@ -117,7 +118,7 @@ class FastAttention:
         return values.replaced([part.values + self.attn.b_V for part in values.parts])
 
     def _value_output(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """The one head: x W_V W_O and both biases; the matrices first if there are many rows."""
+        """For a single head, x W_V W_O plus biases; W_V W_O first if there are many rows."""
         W_V, W_O = self.attn.W_V[0], self.attn.W_O[0]
         if self.settings.freeze_W_V and self.settings.freeze_W_O:
             y = x
@@ -139,7 +140,7 @@ class FastAttention:
         return out + self.attn.b_O if self.settings.use_bias else out
 
     def _mixed(self, group: Group, values: Rows) -> Part:
-        """The values that each query of a group attends to, weighted by its pattern."""
+        """For each query of a group, the sum of the values, weighted by its pattern."""
         n = self._n(group.kind)
         one = values.take(group.single_keys)
         pieces = [part.at(group.kind, self.tokens) for part in one.parts]
@@ -188,10 +189,10 @@ class FastAttention:
         return found
 
     def _scores(self, part: Part, keys: Rows, kind: Kind) -> list[Tensor]:
-        """Scores [n, head, query, key] of other queries, for each part of the keys.
+        """Scores [n, head, query, key] of queries that are no constants, for each part of the keys.
 
         Args:
-            keys: the rows of the keys, or the keys [head, d_head] formed of them.
+            keys: the rows that the keys are made of, or the keys [head, d_head].
         """
         query = self._formed_queries(part)
         found = []
@@ -206,7 +207,7 @@ class FastAttention:
         return found
 
     def _formed_queries(self, part: Part) -> Part:
-        """The queries [head, d_head], scaled; those of one wide head, multiplied by W_K^T too."""
+        """The queries [head, d_head], scaled; with a single wide head, also multiplied by W_K^T."""
         x = part.values
         scale = self.settings.d_head**-0.5
         if self.wide:

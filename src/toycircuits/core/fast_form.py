@@ -1,15 +1,17 @@
-"""The forward pass without hooks: it computes no row that is not needed, and none twice.
+"""The fast form of the forward pass: it computes only rows that are needed, each of them once.
 
-It equals the form with hooks (layers.py) to rounding, in value and gradient. rows.py says which
-rows there are. Products are taken in the order that is cheaper:
+Its logits and gradients equal those of the form with hooks (layers.py), except for rounding, and
+for b_K, which gets no gradient. rows.py says what a row is, and when two rows are the same. Each
+product of matrices is computed in the cheaper order:
 
-- A constant query is multiplied as a vector through W_Q and W_K^T, and then with the keys' rows;
-  no keys are formed. One head as wide as the residual stream forms none either: its two matrices
-  are multiplied first if the queries have more rows than a matrix.
-- One head as wide as the residual stream mixes rows before or after W_V W_O, where there are fewer.
-  In the last layer, if nothing but W_U follows, it can even mix after W_U.
-- A query with one key attends to it, whatever the score is.
-- b_K adds the same to all scores of a query, and the softmax takes it away again.
+- A constant query (rows.py) is multiplied by W_Q and W_K^T. The resulting vector is multiplied with
+  the rows that the keys would be made of. No keys are computed.
+- A single head with d_head = d_model needs no keys either. If there are more queries than d_model,
+  W_Q W_K^T is computed first.
+- Such a head mixes rows, by its attention pattern, before or after the product with W_V W_O: where
+  there are fewer rows. In the last layer, if only W_U follows, it can also mix after W_U.
+- A query with a single key puts all its attention there. No score is computed.
+- b_K is left out. It adds the same number to all scores of a query, and the softmax cancels this.
 """
 
 from typing import TYPE_CHECKING
@@ -85,7 +87,7 @@ def _with_mlp(block: Block, rows: Rows) -> Rows:
 def _mlp_output(mlp: MLP, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     biased = mlp.b_in.requires_grad
     pre = x @ mlp.W_in + mlp.b_in if biased else x @ mlp.W_in
-    # ReLU in place: nobody sees `pre`, which is the largest of all tensors.
+    # ReLU in place saves memory: `pre` is the largest of all tensors, and nothing else reads it.
     post = F.relu_(pre) if mlp.activation is F.relu else mlp.activation(pre)
     return post @ mlp.W_out + mlp.b_out if biased else post @ mlp.W_out
 

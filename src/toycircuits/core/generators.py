@@ -1,13 +1,13 @@
 """Torch's CPU generator: seeded, and moved far ahead in its stream without drawing.
 
 The generator is the Mersenne Twister MT19937 (Matsumoto and Nishimura 1998). Its words x_0, x_1 and
-so on follow a linear recurrence: x_(n+19937) is the XOR of x_(n+e) over some exponents e below
-19937. With t^19937 these are the terms of a polynomial P over GF(2). If t^m mod P is the sum of t^j
-over j in J, then x_(n+m) is the XOR of x_(n+j) over j in J. So words that are billions of draws
-ahead take a tenth of a second (Haramoto et al. 2008, "Efficient jump ahead for F2-linear random
-number generators").
+so on follow a linear recurrence: for some numbers e below 19937, x_(n+19937) is the XOR of all
+x_(n+e). Let P be the polynomial over GF(2) that is the sum of t^19937 and all t^e. If t^m mod P is
+the sum of t^j over j in J, then x_(n+m) is the XOR of x_(n+j) over j in J. So it takes less than a
+tenth of a second to skip billions of draws (Haramoto et al. 2008, "Efficient jump ahead for
+F2-linear random number generators").
 
-A polynomial is a Python integer here: bit j is the coefficient of t^j.
+Here a polynomial is a Python integer: bit j is the coefficient of t^j.
 """
 
 import functools
@@ -15,7 +15,7 @@ import functools
 import torch
 from torch import Tensor
 
-WORDS = 624  # of the state, which are replaced together once all of them have been drawn
+WORDS = 624  # in the state; the generator replaces all of them together
 DEGREE = 19937  # of P
 AT = 24  # where the words start in the bytes of a state; each takes 8 bytes
 
@@ -23,8 +23,8 @@ AT = 24  # where the words start in the bytes of a state; each takes 8 bytes
 def seeded(seed: int, skip: int = 0) -> torch.Generator:
     """A generator on the CPU after `manual_seed(seed)` and `skip` draws.
 
-    A draw is a number of 32 bits: one uniform or normal number in float32, where normal numbers are
-    drawn in multiples of 16.
+    A draw has 32 bits: it gives one uniform number in float32, or one normal number in float32 if
+    normal numbers are drawn in multiples of 16.
 
     >>> torch.equal(torch.rand(7, generator=seeded(3))[5:], torch.rand(2, generator=seeded(3, 5)))
     True
@@ -87,8 +87,9 @@ def _mod(polynomial: int) -> int:
 def _lower_terms() -> tuple[int, ...]:
     """The exponents of P below its degree, found by the algorithm of Berlekamp and Massey (1969).
 
-    It finds the shortest recurrence c of a sequence: the XOR of the bits n - i of the sequence over
-    the bits i of c is 0 for each n. Twice as many bits as the recurrence is long determine it.
+    The algorithm finds the shortest recurrence c of a sequence of bits s: for each n, the XOR of
+    s_(n-i) over all i for which bit i of c is set is 0. It needs twice as many bits of the sequence
+    as the recurrence has.
     """
     recurrence, before, length, shift, recent = 1, 1, 0, 1, 0
     for n, bit in enumerate(_bits(2 * DEGREE)):

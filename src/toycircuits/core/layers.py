@@ -1,8 +1,9 @@
 """The layers of a transformer as TransformerLens writes them: parameters, hook points, formulas.
 
 Hook names and the names of parameters are those of TransformerLens's `HookedTransformer` (removed
-in TransformerLens 4). What a hook does to an activation reaches what is computed from it, and
-nothing else: a module with hooks gets copies of its inputs. Without hooks, nothing is copied.
+in TransformerLens 4). A hook may change its activation in place. The change affects what is
+computed from this activation, and nothing else, because hooks are given copies. Without hooks,
+nothing is copied.
 """
 
 from collections.abc import Iterable
@@ -56,7 +57,7 @@ class Layer(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def own(self, out: Tensor) -> Tensor:
-        """A copy of `out` for hooks of this module, where `out` is also somebody else's."""
+        """`out`, which other code holds too; a copy of it if this module has hooks."""
         return out.clone() if has_hooks((self,)) else out
 
 
@@ -64,16 +65,16 @@ class HookPoint(hook_points.HookPoint):
     """TransformerLens's hook point; its hooks see a copy, so that they can change it in place."""
 
     def __call__(self, x: Tensor) -> Any:
-        """What the hooks make of `x`; without hooks `x` itself."""
+        """`x` after the hooks; `x` itself if there are none."""
         return super().__call__(x.clone()) if has_hooks((self,)) else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """A copy again for hooks on gradients: PyTorch forbids to change what they watch."""
+        """`x`; a second copy if hooks watch gradients, which PyTorch forbids to edit in place."""
         return x.clone() if self._backward_hooks or self._backward_pre_hooks else x
 
 
 class Identity(Layer):
-    """Stands where a LayerNorm would."""
+    """Takes the place of LayerNorm in a model without it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` itself."""
@@ -91,7 +92,7 @@ class LayerNorm(Layer):
         self.hook_normalized = HookPoint()
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """`x` centred, divided by its scale, times w, plus b."""
+        """`x` minus its mean, divided by its standard deviation, times w, plus b."""
         x = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + LAYER_NORM_EPS).sqrt())
         return self.own(self.hook_normalized(x / scale * self.w + self.b))
@@ -122,7 +123,7 @@ class PosEmbed(Layer):
         self.W_pos = weight(settings.n_ctx, settings.d_model)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The embedding of each position, for every sequence; a view if nobody hooks it."""
+        """The embedding of each position, for every sequence; without hooks, a view of W_pos."""
         return self.own(self.W_pos[: tokens.shape[1]].expand(len(tokens), -1, -1))
 
 
@@ -144,7 +145,7 @@ class Unembed(Layer):
 class Attention(Layer):
     """Multi-head attention: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model].
 
-    `hook_result`, what each head writes, is None unless somebody makes it a hook point.
+    `hook_result`, what each head writes, is None until a flag of lens_hooks.py turns it on.
     """
 
     def __init__(self, settings: "TransformerSettings") -> None:
@@ -169,9 +170,10 @@ class Attention(Layer):
         """What attention adds to the residual stream.
 
         Args:
-            query_input, key_input, value_input: rows of all heads, or rows of each head.
-            forbidden: where a query may not attend to a key. The pattern of a query that may
-                attend to none is a row of zeros.
+            query_input, key_input, value_input: [batch, pos, d_model] if all heads read the same,
+                [batch, pos, head, d_model] if each head has an input of its own.
+            forbidden: True where a query may not attend to a key. The pattern of a query without
+                any key is a row of zeros.
         """
         q: Tensor = self.hook_q(_project(query_input, self.W_Q) + self.b_Q)
         k: Tensor = self.hook_k(_project(key_input, self.W_K) + self.b_K)
@@ -220,9 +222,9 @@ class MLP(Layer):
 class Block(Layer):
     """One layer: attention and, where there is one, an MLP, each added to the residual stream.
 
-    These hook points are None unless somebody makes them: `hook_attn_in`, the attention's input,
-    once for each head; `hook_q_input`, `hook_k_input` and `hook_v_input`, that of queries, keys and
-    values; `hook_mlp_in`, the input of the MLP.
+    These hook points are None until a flag of lens_hooks.py turns them on: `hook_attn_in` (the
+    residual stream that each head reads), `hook_q_input`, `hook_k_input` and `hook_v_input` (those
+    that its queries, keys and values are made of), and `hook_mlp_in` (the one that the MLP reads).
     """
 
     def __init__(self, settings: "TransformerSettings") -> None:
@@ -248,10 +250,11 @@ class Block(Layer):
     def forward(
         self, resid: Float[Tensor, "batch pos d_model"], forbidden: Bool[Tensor, "query key"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this layer, from that before it.
+        """The residual stream after this layer.
 
         Args:
-            forbidden: where a query may not attend to a key.
+            resid: the residual stream before this layer.
+            forbidden: True where a query may not attend to a key.
         """
         resid = self.hook_resid_pre(resid)
         x = resid + self.hook_attn_out(self.attn(*self._attention_inputs(resid), forbidden))

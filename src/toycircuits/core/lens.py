@@ -1,12 +1,12 @@
-"""A `Transformer` with the surface that TransformerLens's own tools ask of a model.
+"""A `Transformer` with the attributes and methods that TransformerLens's own tools use.
 
 TransformerLens 4 states what its tools need in `transformer_lens.model_protocol`: a configuration,
 caches, tokens, and the weights under their names. Trained models have all of it, so that
 `transformer_lens.patching`, `ActivationCache` and `transformer_lens.tools.analysis` run on them.
 The trainings do not import this module.
 
-The models have no tokenizer: tokens are integers. What cannot apply to a model raises one line that
-says why.
+The models have no tokenizer: tokens are integers. Calls that make no sense for a model raise an
+error, whose message of one line says why.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class LensTransformer(TransformerWithFlags):
 
     Args:
         next_token: whether the targets of the task are the next tokens of the sequence. If not,
-            `return_type="loss"` has no meaning and raises.
+            `return_type="loss"` raises a `ValueError`.
     """
 
     tokenizer = None
@@ -69,11 +69,14 @@ class LensTransformer(TransformerWithFlags):
             tokens: a tensor, an integer or (nested) lists of integers.
             stop_at_layer: return the residual stream before this layer; counts from the end if
                 negative.
-            return_type: "logits", "loss" for the mean loss of the next tokens, "both", or None.
-            loss_per_token: give the loss of each token, [batch, pos - 1].
+            return_type: "logits", "loss" for the mean loss of the next tokens in nats, "both" for
+                (logits, loss), or None.
+            loss_per_token: return the loss of each token, [batch, pos - 1], instead of the mean.
 
         Raises:
-            ValueError: the tokens are text, or a loss is asked for and the task has other targets.
+            ValueError: as `Transformer.forward`; or the tokens are text, `return_type` or
+                `stop_at_layer` has another value than these, or a loss is requested where the
+                targets are not the next tokens or `read` leaves out positions.
         """
         if return_type not in ("logits", "loss", "both", None):
             allowed = "'logits', 'loss', 'both' and None"
@@ -105,7 +108,7 @@ class LensTransformer(TransformerWithFlags):
         """Cross-entropy in nats of each position's logits with the next position's token.
 
         Args:
-            per_token: give the loss of each token instead of their mean.
+            per_token: return the loss of each token, [batch, pos - 1], instead of the mean.
 
         Raises:
             ValueError: the targets of the task are not the next tokens.
@@ -131,13 +134,13 @@ class LensTransformer(TransformerWithFlags):
         remove_batch_dim: bool = False,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
-        """What `forward` returns, and the activations on the way.
+        """What `forward` returns, and the activations that it computes.
 
-        Hooks see all positions, and therefore the cache has all of them, also with `read`.
+        Hooks see all positions. Therefore the cache has all positions, even if `read` is given.
 
         Args:
-            return_cache_object: give TransformerLens's `ActivationCache`; otherwise a plain dict.
-            remove_batch_dim: leave out the batch's axis, which must have one entry.
+            return_cache_object: return TransformerLens's `ActivationCache` and not a plain dict.
+            remove_batch_dim: remove the batch axis, whose size must be 1.
             kwargs: those of `HookedRootModule.run_with_cache` and of `forward`.
         """
         kwargs |= {"remove_batch_dim": remove_batch_dim}
@@ -149,10 +152,15 @@ class LensTransformer(TransformerWithFlags):
     # Tokens
 
     def to_tokens(self, tokens: Tokens, prepend_bos: bool | None = None) -> Tensor:
-        """A tensor [batch, pos] of tokens that are a tensor, an integer or lists of integers.
+        """The tokens as a tensor [batch, pos].
+
+        Args:
+            tokens: a tensor, an integer or (nested) lists of integers.
+            prepend_bos: must not be true, because the models have no BOS token.
 
         Raises:
-            ValueError: the tokens are text, or a BOS token is asked for.
+            ValueError: the tokens are not integers, or have more than two axes; or `prepend_bos` is
+                true.
         """
         if prepend_bos:
             raise ValueError("prepend_bos: found True; no tokens are put before a sequence here")
@@ -195,13 +203,13 @@ class LensTransformer(TransformerWithFlags):
 
 
 def targets_are_next_tokens(data: Mapping[str, Tensor]) -> bool:
-    """Whether a task's tensors score each next token of the sequence, and nothing else."""
+    """Whether the targets in the tensors of a task are the next token of each position."""
     inputs, targets = data.get("inputs"), data.get("targets")
     return inputs is not None and targets is not None and torch.equal(inputs[:, 1:], targets)
 
 
 class NoConfig:
-    """The `cfg` of a model that has no tokens: reading it raises a line that says so.
+    """The `cfg` of a model without tokens. Reading from it raises an error that says so.
 
     Args:
         model: the class of the model.

@@ -1,7 +1,7 @@
 """The hook points of a `Transformer` as TransformerLens's tools use them, and its configuration.
 
-Some hook points are computed only if a flag is on, as in TransformerLens. A hook on such a point,
-or on one that the model does not have, raises a line that says why it would never be called.
+As in TransformerLens, some hook points are computed only if a flag is on. Adding a hook raises a
+`KeyError` if its flag is off, or if the model has no such hook point. The message says which.
 """
 
 from collections.abc import Callable, Collection
@@ -21,7 +21,7 @@ from toycircuits.core.transformer import TransformerSettings
 Hooked: TypeAlias = tuple[str, Callable[..., Any]]
 Name: TypeAlias = str | Callable[[str], bool]  # of a hook point, or which names to choose
 
-# Hook points that are there only if the flag is on.
+# Hook points that exist only if the flag is on.
 FLAGS = {
     "hook_result": "use_attn_result",
     "hook_q_input": "use_split_qkv_input",
@@ -37,7 +37,7 @@ MLP_HOOKS = ("hook_resid_mid", "hook_mlp_in", "hook_mlp_out", ".mlp.", ".ln2.")
 
 @dataclass(repr=False)
 class LensConfig(TransformerLensConfig):
-    """TransformerLens's description of a model, with what some of its tools read besides.
+    """TransformerLens's description of a model, and attributes that only some of its tools read.
 
     Attributes:
         d_vocab_out: number of output tokens.
@@ -70,7 +70,7 @@ def _config(settings: TransformerSettings) -> LensConfig:
 
 
 class _Activations(dict[str, Tensor]):
-    """Activations by name; a name that is not here raises a line that says why."""
+    """Activations by name. The `KeyError` of a missing name says why it is missing."""
 
     def __init__(self, explain: Callable[[str], str]) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Activations(dict[str, Tensor]):
 
 
 class TransformerWithFlags(TransformerWithWeights):
-    """A transformer with TransformerLens's configuration, flags and checks of hooks."""
+    """A transformer with TransformerLens's configuration and flags, which checks its hooks."""
 
     def __init__(self, settings: TransformerSettings, generator: torch.Generator) -> None:
         super().__init__(settings, generator)
@@ -113,8 +113,8 @@ class TransformerWithFlags(TransformerWithWeights):
     def set_use_split_qkv_input(self, use: bool) -> None:
         """Compute `hook_q_input`, `hook_k_input` and `hook_v_input`.
 
-        They are the residual stream that each head's queries, keys and values are made of,
-        [batch, pos, head, d_model].
+        Each is a copy of the residual stream for each head, [batch, pos, head, d_model], from which
+        the head computes its queries, keys or values.
 
         Raises:
             ValueError: `use_attn_in` is on.
@@ -124,7 +124,7 @@ class TransformerWithFlags(TransformerWithWeights):
         self._set("use_split_qkv_input", use)
 
     def set_use_attn_in(self, use: bool) -> None:
-        """Compute `hook_attn_in`, the residual stream that each head reads.
+        """Compute `hook_attn_in`, the residual stream for each head, [batch, pos, head, d_model].
 
         Raises:
             ValueError: `use_split_qkv_input` is on.
@@ -134,7 +134,7 @@ class TransformerWithFlags(TransformerWithWeights):
         self._set("use_attn_in", use)
 
     def set_use_hook_mlp_in(self, use: bool) -> None:
-        """Compute `hook_mlp_in`, the residual stream that the MLP reads.
+        """Compute `hook_mlp_in`, the residual stream that the MLP reads, [batch, pos, d_model].
 
         Raises:
             ValueError: the model has no MLPs.
@@ -188,7 +188,7 @@ class TransformerWithFlags(TransformerWithWeights):
             super()._enable_hook(each, hook, dir)
 
     def _hooks_to_add(self, name: Name) -> list[str]:
-        """`name` itself, if it can have a hook; or all names that it chooses, one a hook point."""
+        """`name` itself if it is text; otherwise one name of each hook point that it chooses."""
         if isinstance(name, str):
             self._check_hook(name)
             return [name]
@@ -204,9 +204,9 @@ class TransformerWithFlags(TransformerWithWeights):
         """As `HookedRootModule.get_caching_hooks`.
 
         Raises:
-            KeyError: there is no hook point of a name in `names_filter`.
-            ValueError: `pos_slice` is given, and an activation has its positions elsewhere than
-                TransformerLens expects.
+            KeyError: a name in `names_filter` is no hook point, or its flag is off.
+            ValueError: `pos_slice` is given, and TransformerLens would slice another axis of an
+                activation than the positions.
         """
         names = [names_filter] if isinstance(names_filter, str) else names_filter
         if isinstance(names, Collection):
@@ -224,7 +224,7 @@ class TransformerWithFlags(TransformerWithWeights):
 
 
 def _by_name(hooked: Hooked) -> Hooked:
-    """A hook that saves under the name it was asked for, where a hook point has two names."""
+    """A hook that saves under the requested name. Some hook points have two names."""
     name, save = hooked
 
     def hook(x: Tensor, hook: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """The weights of a `Transformer` under the names that TransformerLens's tools ask for.
 
-Also what these tools derive from weights: accumulated biases, the direction of a token in the
-residual stream, weights with LayerNorm folded in, and weights drawn anew for a control.
+It also has what these tools compute from weights: accumulated biases, the direction of a token in
+the residual stream, and weights with LayerNorm folded in. And it can draw new weights, so that a
+tool can compare with an untrained model.
 """
 
 import copy
@@ -20,11 +21,12 @@ MLP_WEIGHTS = ("W_in", "b_in", "W_out", "b_out")
 
 
 class TransformerWithWeights(Transformer):
-    """A transformer that gives its weights by TransformerLens's names.
+    """A transformer whose weights have TransformerLens's names.
 
     Weights of all layers are stacked: W_Q, W_K, W_V [layer, head, d_model, d_head], W_O [layer,
-    head, d_head, d_model], W_in [layer, d_model, d_mlp], W_out [layer, d_mlp, d_model], and biases
-    alike. A model without MLPs has no W_in, b_in, W_out and b_out.
+    head, d_head, d_model], W_in [layer, d_model, d_mlp], W_out [layer, d_mlp, d_model], and their
+    biases in the same way. A model without MLPs has no W_in, b_in, W_out and b_out: reading them
+    raises an `AttributeError`.
     """
 
     def __init__(self, settings: TransformerSettings, generator: torch.Generator) -> None:
@@ -32,7 +34,7 @@ class TransformerWithWeights(Transformer):
         module: Any
         for module in self.modules():
             if [*module.parameters(recurse=False)]:
-                # TransformerLens's `reinitialized` calls it, as a control without training.
+                # TransformerLens's `reinitialized` calls it to make an untrained model.
                 module.reset_parameters = partial(_reset_parameters, module)
                 module.init_std = INIT_GAIN / settings.d_model**0.5
 
@@ -135,9 +137,9 @@ class TransformerWithWeights(Transformer):
         """Sum of the biases that the layers before `layer` add to the residual stream.
 
         Args:
-            layer: from 0 to n_layers, which means all layers.
-            mlp_input: include that of the attention of `layer`.
-            include_mlp_biases: include those of the MLPs.
+            layer: a number from 0 to n_layers. n_layers means all layers.
+            mlp_input: add the bias of the attention of `layer`, too.
+            include_mlp_biases: add the biases of the MLPs, too.
 
         Raises:
             ValueError: there is no such layer.
@@ -156,13 +158,14 @@ class TransformerWithWeights(Transformer):
     def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*tokens d_model"]:
         """The vector whose product with a normalised residual stream gives a token's logit.
 
-        It is the token's column of W_U, times the weight of the last LayerNorm where there is one.
-        With `ActivationCache.apply_ln_to_stack`, which centres and divides by the scale, the sum
-        over all components is the logit without the biases of LayerNorm and unembedding.
+        It is the token's column of W_U, times the weight of the last LayerNorm if there is one.
+        `ActivationCache.apply_ln_to_stack` centres each component and divides it by the scale.
+        The products of these components with the vector add up to the logit, without the biases of
+        LayerNorm and unembedding.
 
         Args:
-            tokens: output tokens: an integer, or a tensor of any shape. A single token gives one
-                vector, whatever the shape of its tensor.
+            tokens: output tokens: an integer, or a tensor of any shape. A tensor of one token gives
+                a vector [d_model], whatever its shape.
 
         Raises:
             ValueError: a token is text, or is not an output token of this model.
@@ -179,13 +182,14 @@ class TransformerWithWeights(Transformer):
         return directions[ids.reshape(()) if ids.numel() == 1 else ids]
 
     def fold_layer_norm(self) -> Self:
-        """A copy whose LayerNorms have weight 1 and bias 0: the matrices after them have both.
+        """A copy with the weight and bias of each LayerNorm moved into the matrices that read it.
 
-        It gives the same logits. Products of its matrices, such as W_E W_U, are what the model
-        computes up to centring and scale.
+        Its LayerNorms have weight 1 and bias 0, and it gives the same logits. Products of its
+        matrices, such as W_E W_U, are what the model computes, up to centring and scale.
 
         Raises:
-            ValueError: the model has no LayerNorm, or its matrices cannot take weight and bias.
+            ValueError: the model has no LayerNorm; or W_V is frozen and cannot take up the weight;
+                or the model has no biases to take up the bias.
         """
         settings = self.settings
         if settings.normalization is None:
@@ -208,7 +212,7 @@ class TransformerWithWeights(Transformer):
 
 
 def _readers(model: TransformerWithWeights) -> list[tuple[Any, list[tuple[Tensor, Tensor]]]]:
-    """Each LayerNorm, with weights and biases of the matrices that read it."""
+    """Each LayerNorm, with the weights and biases that read its output."""
     found: list[tuple[Any, list[tuple[Tensor, Tensor]]]] = []
     for block in map(model._block, model._layers):
         attn = block.attn
@@ -221,10 +225,10 @@ def _readers(model: TransformerWithWeights) -> list[tuple[Any, list[tuple[Tensor
 
 
 def _reset_parameters(module: Any) -> None:
-    """Draw the weights of `module` from PyTorch's global generator, as before a training.
+    """Draw new initial weights for `module`, from PyTorch's global generator.
 
-    The draws follow the distribution of the initial weights, not their published order. What is
-    frozen stays.
+    They have the distribution of the initial weights, but are not drawn in their order. Frozen
+    weights stay.
     """
     for name, parameter in module.named_parameters(recurse=False):
         if name.startswith("W_") and parameter.requires_grad:

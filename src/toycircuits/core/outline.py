@@ -1,4 +1,4 @@
-"""Models without memory: their shapes and types alone."""
+"""Models without values: their tensors have a shape and a type, and take no memory."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def outline() -> Iterator[None]:
-    """A context in which new tensors have no memory, even if the code asks for some on the CPU.
+    """A context in which new tensors are on the device "meta", where they take no memory.
 
-    `torch.device("meta")` does this only where the code leaves the device open.
+    `torch.device("meta")` alone does this only where code names no device. Here, code that asks for
+    the CPU gets "meta", too.
 
     >>> with outline():
     ...     large = torch.empty(10**6, 10**6, device="cpu")
@@ -24,7 +25,7 @@ def outline() -> Iterator[None]:
 
 
 class _OnMeta(TorchFunctionMode):
-    """Every device that a function of torch is given is "meta"."""
+    """Replaces the argument `device` of every function of torch by "meta"."""
 
     def __torch_function__(
         self,

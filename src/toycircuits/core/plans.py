@@ -1,4 +1,7 @@
-"""What a forward pass without hooks computes, worked out once for each choice of positions."""
+"""Plans: what the fast form (fast_form.py) computes for one choice of positions to read.
+
+rows.py explains rows and their kinds: constants, tables and the batch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +18,13 @@ class Group:
     """Queries of a layer whose results are rows of one kind.
 
     Attributes:
-        column: of a table; the position whose token is the entry.
-        single: queries with one key.
-        single_keys: these keys.
-        queries: queries with several keys.
-        keys: the keys of `queries`.
-        forbidden: where one of `queries` may not attend to one of `keys`; None if nowhere.
+        kind: kind of the results.
+        column: for the kind "table", the position whose token chooses the entry; otherwise None.
+        single: positions of queries with one key.
+        single_keys: the key of each of them.
+        queries: positions of queries with several keys.
+        keys: positions that one of `queries` may attend to.
+        forbidden: True where one of `queries` may not attend to one of `keys`; None if nowhere.
     """
 
     kind: Kind
@@ -42,10 +46,10 @@ class LayerPlan:
     """What a layer computes.
 
     Attributes:
-        queries: positions that leave the layer.
-        keys: positions that one of them may attend to.
-        blind: those of them that may attend to no key.
-        groups: the others.
+        queries: positions whose residual stream is needed after the layer.
+        keys: positions that one of the queries may attend to.
+        blind: the queries that may attend to no key.
+        groups: all other queries.
     """
 
     queries: tuple[int, ...]
@@ -59,8 +63,8 @@ class Plan:
     """What a forward pass computes, for one choice of positions to read.
 
     Attributes:
-        inputs: positions that enter the first layer, by kind.
-        fixed: the tokens of the constants among them.
+        inputs: positions whose embedding is needed, by kind of their rows.
+        fixed: the tokens of those inputs that are constants.
         layers: one plan for each layer.
         read: the positions read, in ascending order.
     """
@@ -121,8 +125,8 @@ def _group(
     """The group of the queries `members`.
 
     Args:
-        order: positions that enter the layer, by kind: the order in which their rows lie.
-        result: kind and column of the results.
+        order: the positions that enter the layer, in the order of their rows in memory.
+        result: the kind of the results, and for a table the position that they depend on.
     """
     kind, columns = result
     keys_of = {query: [key for key in order if mask[query][key]] for query in members}

@@ -1,11 +1,12 @@
 """Portable results: every x86-64 machine computes the same bytes.
 
-Numerical libraries choose their code by the processor, and different code rounds differently. They
-take the choice from variables of the environment: torch, MKL and oneDNN (in torch), OpenBLAS (in
-NumPy and SciPy), NumPy itself, and the C library for `exp`, `log` and their like. Each library
-reads them once, and the C library before Python starts. docs/portable.md says what each one does.
+Numerical libraries choose their code by the processor, and different code rounds differently.
+Environment variables can fix this choice for torch, MKL and oneDNN (in torch), OpenBLAS (in NumPy
+and SciPy), NumPy itself, and the C library (`exp`, `log` and so on). Here they are called *pins*.
+Each library reads its variables once, and the C library does so before Python starts.
+docs/portable.md says what each pin does.
 
-On other processors than x86-64 nothing is pinned.
+On processors other than x86-64, nothing is pinned.
 """
 
 import os
@@ -18,12 +19,12 @@ from toycircuits.core.config import InputError, scales
 from toycircuits.core.messages import quoted
 from toycircuits.core.stage import READ
 
-# All of these kernels run on every processor on which NumPy's wheels run (x86-64-v2).
+# They choose code that runs on every processor on which NumPy's wheels run (x86-64-v2).
 PINS = {
     "ATEN_CPU_CAPABILITY": "default",
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-FMA,-FMA4",
     "MKL_CBWR": "COMPATIBLE",
-    "NPY_ENABLE_CPU_FEATURES": " ",  # none; the names of features differ between its versions
+    "NPY_ENABLE_CPU_FEATURES": " ",  # none; their names differ between versions of NumPy
     "OMP_NUM_THREADS": "1",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "OPENBLAS_CORETYPE": "Nehalem",
@@ -35,8 +36,11 @@ STARTED_AGAIN = "TOYCIRCUITS_STARTED_AGAIN"  # the ID of the process that has st
 def is_portable(params: Mapping[str, Any]) -> bool:
     """Whether results at the scale that `params` chooses have to be portable.
 
+    Args:
+        params: the contents of params.yaml.
+
     Raises:
-        InputError: `portable` does not say it of this scale, or the scale is no name.
+        InputError: `scale` is no text, or `portable` has no true or false for it.
     """
     scale, portable = params.get("scale"), params.get("portable")
     if not isinstance(scale, str):
@@ -51,11 +55,11 @@ def is_portable(params: Mapping[str, Any]) -> bool:
 
 
 def pin(params: Mapping[str, Any]) -> bool:
-    """Have this process compute portably if its scale is portable; whether it is.
+    """Make this process compute portably if its scale is portable. Returns whether it is.
 
-    Call this before you import torch, NumPy or SciPy. If the process was started without the pins,
-    this function does not return: the process starts again with them. A process that was started
-    with them, and whose scale is not portable, starts again without them.
+    Call this before you import torch, NumPy or SciPy. If the scale is portable and the process was
+    started without the pins, this function does not return: the process starts again with them. If
+    the scale is not portable and the process was started with them, it starts again without them.
 
     Raises:
         InputError: as `is_portable`, or the process cannot start again.
@@ -68,14 +72,15 @@ def pin(params: Mapping[str, Any]) -> bool:
 
 
 def refuse_compilation(is_compiled: bool, params: Mapping[str, Any], key: str) -> None:
-    """Check that nothing is compiled for this processor where results have to be portable.
+    """Refuse compiled training at a portable scale: compiled code depends on the processor.
 
     Args:
         is_compiled: the setting `compile` of a training.
-        key: the sections that it belongs to, such as `quick.list_copy_10`.
+        params: the contents of params.yaml.
+        key: where in params.yaml the training's settings are, such as `quick.list_copy_10`.
 
     Raises:
-        InputError: it is.
+        InputError: `is_compiled` is true and the scale is portable.
     """
     if is_compiled and is_portable(params):
         why = f"because portable.{params['scale']} is true"

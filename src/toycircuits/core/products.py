@@ -1,7 +1,7 @@
 """The products of attention: queries with keys, and patterns with values.
 
-Both are matrix products. Tiny ones are written as sums of products, which are faster then. Where
-all sequences share one factor, its batch is 1.
+Both are batched matrix products. Small ones are computed by elementwise products and sums, which
+are faster for them. If all sequences share a factor, its batch axis has size 1.
 """
 
 import torch
@@ -11,19 +11,21 @@ from torch import Tensor
 
 from toycircuits.core.rows import Part
 
-NARROW = 16  # rows with fewer numbers are multiplied faster as sums
-FEW = 256  # so are products of at most so many numbers
-MANY = 8192  # sums of more numbers would fill the memory
-PAIRS_PER_SEQUENCE = 4  # up to so many pairs for each sequence, a table of all pairs saves time
+NARROW = 16  # with fewer numbers in a row, sums are faster
+FEW = 256  # with at most this many elementwise products per head and sequence, sums are faster
+MANY = 8192  # with more elementwise products per head and sequence, sums need too much memory
+PAIRS_PER_SEQUENCE = 4  # with at most this many pairs per sequence, a table of all pairs is faster
 
 
 def table_products(
     q: Part, k: Part, tokens: Int[Tensor, "batch all_pos"]
 ) -> Float[Tensor, "batch head query key"]:
-    """Products of queries and keys in tables, each pair of entries once if there are few pairs.
+    """Products of queries and keys that are both in tables (rows.py).
+
+    If there are few pairs of a query's entry and a key's entry, each pair is computed once.
 
     Args:
-        q, k: values [d_vocab, pos, head, d].
+        q, k: tables with values [d_vocab, pos, head, d].
     """
     n_pairs = q.values.shape[:2].numel() * k.values.shape[:2].numel()
     if n_pairs > PAIRS_PER_SEQUENCE * len(tokens):
@@ -59,10 +61,10 @@ def weighted_sums(
 
 
 def _as_sums(d: int, n_pairs: int) -> bool:
-    """Whether matrix products of so many pairs of rows of d numbers are better written as sums.
+    """Whether `n_pairs` products of two rows of `d` numbers are faster as sums.
 
-    Calling thousands of tiny matrix products costs more than computing them. And the compiler fuses
-    sums with the code around them, but not matrix products.
+    To call a small matrix product takes longer than to compute it. And `torch.compile` fuses sums
+    with the operations around them, but not matrix products.
     """
     small = d < NARROW or d * n_pairs <= FEW or torch.compiler.is_compiling()
     return small and d * n_pairs <= MANY

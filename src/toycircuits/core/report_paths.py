@@ -1,7 +1,7 @@
-"""Where results stand that are made from trained models, relative to the project folder.
+"""Paths of the results that are made from trained models, relative to the project folder.
 
-paths.py has the places that trainings read and write. It is apart, because an edit of what a
-training imports makes all trainings stale.
+paths.py has the paths that trainings read and write. The two are apart, because an edit of a module
+that trainings import makes all trainings stale: DVC runs them again.
 """
 
 from pathlib import Path

@@ -1,15 +1,15 @@
-"""Which rows a forward pass computes, and how often each of them.
+"""Rows: which ones a forward pass computes, and which of them it computes once for many sequences.
 
-A *row* is the vector of one position of one sequence. Two things save rows.
+A *row* is the vector of one position of one sequence. The fast form saves rows in two ways.
 
-Only rows that the logits read depend on are computed: `rows_needed` walks back over the layers to
-find them.
+First, it computes only rows that the requested logits depend on. `rows_needed` finds them: it walks
+back over the layers.
 
-And a row that is the same in several sequences is computed once. The embedding depends on the token
-of its own position, and attention adds the tokens that its keys depend on. A row that depends on no
-token but fixed ones is a *constant*: one row serves all sequences. A row that depends on the token
-of one position is an entry of a *table*, which has one row for each token. All other rows belong to
-the *batch*.
+Second, it computes a row only once if several sequences share it. A row at first depends on the
+token of its own position. After an attention layer it also depends on what its keys depend on. If
+all these tokens are fixed (the same in every sequence), the row is a *constant*: one row for all
+sequences. If exactly one of them varies, and the batch is large, the row is an entry of a *table*,
+which has one row for each token. All other rows belong to the *batch*: one row for each sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 Allowed: TypeAlias = Sequence[Sequence[bool]]  # [query, key]; True where a query may attend
-Index: TypeAlias = slice | list[int]  # of positions; a slice where they are adjacent
+Index: TypeAlias = slice | list[int]  # positions as an index; a slice if they are adjacent
 Kind: TypeAlias = Literal["constant", "table", "batch"]
 KINDS: tuple[Kind, ...] = ("constant", "table", "batch")
 
@@ -43,13 +43,14 @@ class LayerRows:
 
 
 def rows_needed(allowed: Sequence[Allowed], read: Sequence[int]) -> tuple[LayerRows, ...]:
-    """Walk back from the positions read to the rows that each layer has to compute.
+    """The rows that each layer has to compute, from the first layer to the last.
 
     Args:
         allowed: the mask of each layer.
+        read: positions whose logits are requested.
 
     Raises:
-        ValueError: a position to read does not exist.
+        ValueError: there is no position to read, or one of them does not exist.
 
     >>> causal = [[True, False, False], [True, True, False], [True, True, True]]
     >>> rows_needed([causal], [2])
@@ -72,7 +73,9 @@ def sources(allowed: Sequence[Allowed], fixed: Sequence[bool]) -> list[list[froz
     """The positions whose tokens each row depends on, before the first layer and after each layer.
 
     Args:
-        fixed: whether a position holds the same token in all sequences.
+        allowed: the mask of each layer.
+        fixed: for each position, whether it holds the same token in all sequences. Fixed tokens do
+            not count as something that a row depends on.
 
     >>> mask = [[True, False, False], [True, False, False], [True, True, False]]
     >>> [[sorted(row) for row in level] for level in sources([mask], [False, False, True])]
@@ -105,9 +108,11 @@ class Part:
     """Rows of one kind.
 
     Attributes:
-        values: [n, pos, ...], where n is 1 for constants, d_vocab for a table, and else the batch.
-        positions: which positions these are.
-        columns: of a table; for each of `positions`, the position whose token is the entry.
+        kind: "constant", "table" or "batch"; see the module's docstring.
+        values: [n, pos, ...]. n is 1 for constants, d_vocab for a table, otherwise the batch size.
+        positions: the position of each row along `pos`.
+        columns: only for a table: for each row along `pos`, the position whose token chooses the
+            entry.
     """
 
     kind: Kind
@@ -116,7 +121,7 @@ class Part:
     columns: tuple[int, ...] = ()
 
     def take(self, positions: Sequence[int]) -> "Part":
-        """The rows of those of `positions` that are here, in the order of `positions`."""
+        """The rows at those `positions` that this part has, in the order of `positions`."""
         taken = tuple(position for position in positions if position in self.positions)
         if taken == self.positions:
             return self
@@ -125,9 +130,13 @@ class Part:
         return Part(self.kind, self.values[:, as_slice(places)], taken, columns)
 
     def at(self, kind: Kind, tokens: Int[Tensor, "batch all_pos"]) -> Tensor:
-        """The rows [n, pos, ...] for sums with rows of a `kind` that is no more constant.
+        """The rows [n, pos, ...] in a form that can be combined with rows of `kind`.
 
-        Constants keep n = 1: sums broadcast them. A table is the batch of its entries.
+        Constants stay as they are, with n = 1, because arithmetic broadcasts them. If `kind` is
+        "batch", the rows of a table are looked up: each sequence gets its entries.
+
+        Args:
+            kind: the kind of these rows or a later one in `KINDS`.
         """
         if self.kind != "table" or kind == "table":
             return self.values
@@ -136,7 +145,7 @@ class Part:
         return rows.unflatten(-1, self.values.shape[2:])
 
     def entries(self, tokens: Int[Tensor, "batch all_pos"]) -> Int[Tensor, "batch pos"]:
-        """Which entry each row of the batch is, in the table flattened over its first two axes."""
+        """For each row of the batch, its index in the table with its first two axes flattened."""
         n = len(self.positions)
         offsets = torch.arange(n, dtype=torch.int64, device=tokens.device)
         return tokens[:, as_slice(self.columns)] * n + offsets
@@ -150,7 +159,7 @@ class Rows:
 
     @staticmethod
     def merged(parts: Sequence[Part]) -> "Rows":
-        """The rows of all `parts`, of which several may be of one kind."""
+        """The rows of all `parts`. Parts of one kind become one part."""
         merged = []
         for kind in KINDS:
             same = [part for part in parts if part.kind == kind]
@@ -168,7 +177,7 @@ class Rows:
         return sum(len(part.values) * len(part.positions) for part in self.parts)
 
     def take(self, positions: Sequence[int]) -> "Rows":
-        """The rows of those of `positions` that are here."""
+        """The rows at those `positions` that are here."""
         parts = (part.take(positions) for part in self.parts)
         return Rows(tuple(part for part in parts if part.positions))
 
@@ -176,7 +185,7 @@ class Rows:
         """`function` of each row, called once for all of them.
 
         Args:
-            function: of a matrix [row, d]; it must treat rows one by one.
+            function: takes and returns a matrix [row, d], and treats each row independently.
         """
         shapes = [part.values.shape[:2] for part in self.parts]
         flat = [part.values.flatten(0, 1) for part in self.parts]
@@ -194,7 +203,7 @@ class Rows:
 
 
 def side_by_side(pieces: Sequence[Tensor], n: int, axis: int = 1) -> Tensor:
-    """Tensors along `axis`, after those with one row for all sequences are repeated `n` times."""
+    """Join tensors along `axis`. Those whose first axis has size 1 are repeated `n` times first."""
     if len(pieces) == 1 and len(pieces[0]) == n:
         return pieces[0]
     return torch.cat([piece.expand(n, *piece.shape[1:]) for piece in pieces], axis)

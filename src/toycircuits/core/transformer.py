@@ -1,12 +1,13 @@
 """The transformer that all token experiments share, as a `HookedRootModule`.
 
-Pre-norm residual stream, any boolean mask in each layer, MLP or none, LayerNorm or none, biases or
-none, value and output matrices that may be frozen to the identity. Hook names and state-dict keys
-are those of TransformerLens's `HookedTransformer` (removed in TransformerLens 4).
+It has a pre-norm residual stream, and a boolean mask for each layer. MLPs, LayerNorm and biases
+are optional. The value and output matrices can be frozen to the identity. Hook names and state-dict
+keys are those of TransformerLens's `HookedTransformer` (removed in TransformerLens 4).
 
-There are two forms of the forward pass. The form with hooks is written as in TransformerLens, and
-every hook sees its usual shape. The fast form computes the logits at the positions that are read,
-and what they need. `forward(tokens, read=...)` takes it if no module has a hook.
+The forward pass has two forms. The form with hooks (layers.py) computes every activation, as
+TransformerLens does, and calls every hook. The fast form (fast_form.py) computes only the logits at
+the positions `read`, and what they depend on. `forward(tokens, read=...)` uses the fast form if no
+module has a hook.
 """
 
 from collections.abc import Sequence
@@ -32,12 +33,13 @@ from toycircuits.core.layers import (
 from toycircuits.core.plans import Plan, make_plan
 from toycircuits.core.rows import Allowed, rows_needed
 
-# What a plan is for: positions read, positions in the sequence, whether tokens are fixed, whether
-# tables save time, device.
+# What a plan (plans.py) is made for: the positions to read, the number of positions, whether tokens
+# are fixed, whether tables (rows.py) save time, the device.
 PlanKey: TypeAlias = tuple[tuple[int, ...], int, bool, bool, torch.device]
 INIT_GAIN = 0.8  # every W_* starts as N(0, (0.8 / sqrt(d_model))^2), TransformerLens's old default
-NARROW = 32  # computing constants apart takes longer than it saves if rows have fewer numbers
-SEQUENCES_PER_TOKEN = 4  # a table of rows saves time if the batch has more sequences for each token
+# With fewer numbers in a row, it costs more time than it saves to compute constants (rows.py) once.
+NARROW = 32
+SEQUENCES_PER_TOKEN = 4  # tables (rows.py) save time if batch / d_vocab is larger
 
 
 class TransformerSettings(Settings):
@@ -46,14 +48,16 @@ class TransformerSettings(Settings):
     Attributes:
         d_mlp: width of the MLPs, or None for attention only.
         normalization: "LN" (before attention, MLP and unembedding) or None.
-        use_bias: whether biases are trained; otherwise all of them, b_U too, are frozen at zero.
-        freeze_W_V, freeze_W_O: freeze the matrix to the identity, so that a head can only copy.
+        use_bias: whether the biases b_* are trained. Otherwise all of them, also b_U, are frozen
+            at zero. The bias of LayerNorm is always trained.
+        freeze_W_V, freeze_W_O: freeze the matrix to the identity. This needs d_head = d_model.
         masks: one mask for all layers, or one for each. A mask has one string for each query
             position, with one character for each key position: "1" where the query may attend to
             the key and "." where not.
-        blind_queries: whether a query may have no key. Its attention pattern is a row of zeros.
-        fixed_tokens: for each position the token that it holds in all sequences of the task, or
-            None; empty if the task fixes no token.
+        blind_queries: whether a mask may leave a query without any key. The attention pattern of
+            such a query is a row of zeros.
+        fixed_tokens: for each position, the token that it holds in all sequences of the task, or
+            None. Empty if the task fixes no token.
     """
 
     n_layers: int = Field(ge=1, le=64)
@@ -125,14 +129,15 @@ class TransformerSettings(Settings):
 
 
 class Transformer(HookedRootModule):
-    """The transformer; initial weights are drawn from `generator` in the published order."""
+    """The transformer; its initial weights are drawn in the order of `HookedTransformer`."""
 
     @torch.inference_mode(False)  # whatever mode the caller is in, the weights can be trained
     def __init__(self, settings: TransformerSettings, generator: torch.Generator) -> None:
         """Make the model on the CPU.
 
         Args:
-            generator: gives the initial weights, in the published order; nothing else is random.
+            generator: draws the initial weights; nothing else is random. Because the order is that
+                of `HookedTransformer`, seeds of studies that used it give the same weights.
         """
         super().__init__()
         self.settings = settings
@@ -189,18 +194,20 @@ class Transformer(HookedRootModule):
         fixed: bool = False,
         stop_at_layer: int | None = None,
     ) -> Float[Tensor, "batch read d_out"]:
-        """Logits at the positions `read`, in ascending order; at every position if None.
+        """Logits [batch, read, d_vocab_out] at the positions `read`, in ascending order.
 
         Args:
-            fixed: whether the sequences hold `settings.fixed_tokens`. The fast form then does not
-                need to look at the tokens of these positions, and may compute what is the same for
-                all sequences once.
-            stop_at_layer: return the residual stream before this layer instead of logits, as
-                TransformerLens does; negative numbers count from the end.
+            tokens: token of each position; at most `settings.n_ctx` positions.
+            read: the positions to return, or None for every position.
+            fixed: whether all sequences hold `settings.fixed_tokens`. The fast form then ignores
+                the tokens at these positions, and may compute once what all sequences share.
+            stop_at_layer: return the residual stream before this layer, [batch, read, d_model],
+                instead of logits, as TransformerLens does. Negative numbers count from the end.
 
         Raises:
-            ValueError: a position to read does not exist, or `tokens` is shorter than the mask, and
-                a needed position may attend only to positions beyond its end.
+            ValueError: the sequences have too many positions; `read` is empty, or a position in it
+                does not exist; or the sequences are shorter than the mask, and a position that is
+                needed may attend only to positions beyond their end.
         """
         if tokens.shape[1] > self.settings.n_ctx:
             allowed = f"allowed are {self.settings.n_ctx}"
@@ -239,6 +246,9 @@ class Transformer(HookedRootModule):
     def _allowed(self, n_pos: int, queries: Sequence[Sequence[int]] | None = None) -> list[Allowed]:
         """The masks of sequences of `n_pos` tokens.
 
+        Args:
+            queries: for each layer, the positions to check; None for all.
+
         Raises:
             ValueError: a query may attend only to positions beyond the end.
         """
@@ -250,7 +260,7 @@ class Transformer(HookedRootModule):
         return [[row[:n_pos] for row in mask[:n_pos]] for mask in self.settings.allowed]
 
     def _plan(self, read: tuple[int, ...], tokens: Tensor, fixed: bool) -> Plan:
-        """What the fast form computes; worked out once for each choice."""
+        """What the fast form computes for these positions; each plan is made once and kept."""
         n_pos = tokens.shape[1]
         tables = len(tokens) > SEQUENCES_PER_TOKEN * self.settings.d_vocab
         key = (read, n_pos, fixed, tables, tokens.device)
@@ -266,15 +276,18 @@ class Transformer(HookedRootModule):
 
 
 def _check_read(read: Sequence[int], n_pos: int) -> None:
-    """Raise a `ValueError` unless all positions to read are there."""
+    """Raise a `ValueError` if there is no position to read, or one of them does not exist."""
     if not read or min(read) < 0 or max(read) >= n_pos:
         raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {n_pos - 1}")
 
 
 def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    """Drop the causal mask that `HookedTransformer` saved; add or check what the model freezes.
+    """Drop the causal mask that `HookedTransformer` saved, and add the frozen weights.
 
-    The model does not learn a frozen weight, so that other values would be another model.
+    The settings determine the frozen weights, so a state may leave them out.
+
+    Raises:
+        RuntimeError: the state has other values for a frozen weight: it is of another model.
     """
     for key in [key for key in state if key.endswith(("attn.mask", "attn.IGNORE"))]:
         del state[key]

@@ -24,19 +24,19 @@ from toycircuits.core.batches import Batch, BatchStream
 from toycircuits.core.config import InputError, TaskSettings
 from toycircuits.core.generators import seeded
 
-MAX_NUMBERS = 2**31  # that sequences in memory may have: 8 GiB
-BLOCK = 4  # steps whose numbers are drawn at once; no result depends on it
+MAX_NUMBERS = 2**31  # how many numbers the sequences in memory may have at most: 8 GiB
+BLOCK = 4  # steps whose batches are drawn at once; no result depends on it
 
 
 class DataSettings(TaskSettings):
     """The task, and the sequences to validate on.
 
     Attributes:
-        d: entries of x.
-        n_examples: L, examples a sequence.
+        d: number of entries of x.
+        n_examples: L, the number of examples in a sequence.
         delta: noise level; the noise of y has the variance d delta^2.
-        n_validation: sequences to validate on.
-        seed: seed of these.
+        n_validation: number of sequences to validate on.
+        seed: seed of the sequences to validate on.
     """
 
     d: int = Field(ge=1, le=1000)
@@ -52,7 +52,7 @@ class DataSettings(TaskSettings):
         return self
 
     def numbers(self, n: int, n_examples: int | None = None) -> int:
-        """How many numbers `n` sequences have."""
+        """How many numbers `n` sequences have, with `n_examples` examples each or as set here."""
         return n * (self.d + 1) * (1 + (self.n_examples if n_examples is None else n_examples))
 
     @property
@@ -75,19 +75,19 @@ class DataSettings(TaskSettings):
 class TrainSettings(train_settings.TrainSettings):
     """How to train; the size of a batch is a multiple of 16.
 
-    Torch draws normal numbers in groups of 16. With such sizes, the numbers of many steps that are
-    drawn at once equal those of as many single draws.
+    Torch draws normal numbers in groups of 16. With a multiple of 16, several steps drawn at once
+    have the same numbers as steps drawn one after the other.
 
     Attributes:
-        skip: numbers that the generator of a model's weights, once seeded, skips. The original
-            study seeds once and draws all runs from one stream.
+        skip: how many numbers the generator of a model's weights skips after it is seeded. The
+            original study seeds once, and all of its runs draw from one stream of numbers.
     """
 
     batch_size: int = Field(ge=16, multiple_of=16)
     skip: int = Field(ge=0, lt=2**63)
 
     def check(self, data: DataSettings, train: Any) -> None:
-        """Raise an `InputError` for a block of batches that is too large to be drawn at once."""
+        """Raise an `InputError` if `BLOCK` batches are too large, or as the base class does."""
         super().check(data, train)
         if data.numbers(BLOCK * self.batch_size) > MAX_NUMBERS:
             allowed = MAX_NUMBERS // data.numbers(BLOCK)
@@ -97,7 +97,7 @@ class TrainSettings(train_settings.TrainSettings):
             )
 
     def weight_generator(self, seed: int) -> torch.Generator:
-        """What draws the weights of the model with this seed, `skip` numbers ahead."""
+        """The generator that draws a model's weights: seeded, and `skip` numbers ahead."""
         return seeded(seed, self.skip)
 
 
@@ -180,5 +180,5 @@ def loss(model: Any, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
 
 
 def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
-    """Loss on the sequences to validate on."""
+    """Mean squared error on the sequences to validate on."""
     return {"validation_loss": loss(model, data).item()}

@@ -5,7 +5,7 @@ The mask lets the outputs see SEP but not the list, so that SEP has to carry the
 Position   0    1    2    3    4
 Sequence   d1   d2   SEP  o1   o2     where o1 = d1 and o2 = d2
 
-A layout says what the model is given and which predictions count ("." does not count).
+A layout says what the model is given and which predictions count ("." marks those that do not).
 
 `next_token`
   inputs   d1   d2   SEP  d1   d2
@@ -13,7 +13,7 @@ A layout says what the model is given and which predictions count ("." does not 
 
 The model trains on random lists, and results are over all lists. Position 0 sees d1 alone and
 has to predict d2, which is random. The mean loss of the four predictions therefore cannot fall
-below ln(n_symbols) / 4.
+below ln(n_symbols) / 4 nats.
 
 `in_place`
   inputs   d1   d2   SEP  SEP  SEP
@@ -27,7 +27,7 @@ validation lists.
   inputs   d1   d2   SEP  MASK MASK
   targets  .    .    .    d1   d2
 
-As `in_place`, but the outputs have a token of their own.
+As `in_place`, but the inputs at the output positions are a token of their own, MASK.
 """
 
 import math
@@ -52,7 +52,7 @@ OUTPUTS = (3, 4)  # positions of the list's copy
 SCORED = {"next_token": (0, 1, 2, 3), "in_place": OUTPUTS, "masked": OUTPUTS}
 SPLIT = ("train_fraction",)
 SIZES = {"next_token": ("n_lists", "n_sampled"), "in_place": SPLIT, "masked": SPLIT}
-BLOCK = 64  # batches that are drawn at a time; part of what a seed gives
+BLOCK = 64  # batches that are drawn at once; with another number, a seed gives other batches
 
 
 class DataSettings(TaskSettings):
@@ -131,9 +131,9 @@ class TrainSettings(train_settings.TrainSettings):
     Attributes:
         drop_last: leave out the lists of an epoch that do not fill a batch.
         draw: where batches come from. "same_order": epochs of the training lists in one order for
-            ever. "new_orders": a new order in each epoch. "fresh_train": every batch is drawn from
-            the training lists, with repetitions. "fresh_all": every batch is drawn so from all
-            lists, and results are over all lists, so that nothing is held out.
+            ever. "new_orders": a new order in each epoch. "fresh_train": every batch is drawn at
+            random from the training lists, with repetitions. "fresh_all": the same from all lists;
+            results are then over all lists, because none are held out.
     """
 
     batch_size: int = Field(ge=1)
@@ -165,7 +165,7 @@ class TrainSettings(train_settings.TrainSettings):
             raise InputError(f"train.batch_size: found {self.batch_size}; allowed are {allowed}")
 
     def select(self, data: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The data; with the draw `fresh_all`, all lists are training lists and none validates."""
+        """The data; with the draw `fresh_all`, all lists are training lists and none are left."""
         if self.draw != "fresh_all":
             return data
         rest = {name: rows for name, rows in data.items() if name != "validation"}
@@ -242,7 +242,7 @@ def random_rows(
 
 
 def evaluation_lists(data: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Name of the lists that results are over, and their inputs and targets."""
+    """The lists that results are computed on: their name, and their inputs and targets."""
     everything = {name: data[f"all_{name}"] for name in ("inputs", "targets")}
     if "validation" not in data:
         return "all lists", everything
@@ -270,7 +270,7 @@ def batches(
     train: TrainSettings,
     generator: torch.Generator,
 ) -> BatchStream:
-    """The training lists in random order, or random ones of them, as `train.draw` says."""
+    """Batches of the training lists, drawn as `train.draw` says."""
     rows = {name: data[name] for name in ("inputs", "targets")}
     if train.is_fresh:
         return fresh_batches(rows, train.batch_size, generator)
@@ -281,7 +281,7 @@ def batches(
 def fresh_batches(
     lists: Mapping[str, Tensor], batch_size: int, generator: torch.Generator
 ) -> BatchStream:
-    """Batches of `lists` that are drawn independently, with repetitions."""
+    """Batches of `lists`. Each list of a batch is drawn independently, with repetitions."""
 
     def draw(generator: torch.Generator) -> list[dict[str, Tensor]]:
         drawn = random_rows(len(lists["inputs"]), (BLOCK, batch_size), generator)
@@ -291,7 +291,7 @@ def fresh_batches(
 
 
 def scored_positions(targets: Int[Tensor, "list scored"]) -> tuple[int, ...]:
-    """Positions of the predictions with these targets, whose number differs between layouts.
+    """Positions of the predictions that count. The number of targets of a list tells which.
 
     >>> scored_positions(torch.tensor([[8, 3]]))
     (3, 4)
@@ -362,9 +362,9 @@ def loss_floor(n_symbols: int) -> float:
 
 
 def evaluate(model: Any, data: Mapping[str, Tensor]) -> dict[str, float]:
-    """Loss and accuracies over the lists that results are over.
+    """Loss in nats, and accuracies, on the lists of `evaluation_lists`.
 
-    In `next_token`, also the floor of the loss and the accuracy on the sampled lists.
+    In `next_token`, also the lowest possible loss and the accuracy on the sampled lists.
     """
     _, lists = evaluation_lists(data)
     logits = model(lists["inputs"], read=scored_positions(lists["targets"]), fixed=True)
