@@ -17,6 +17,7 @@ from made_models import (
     some_tokens,
 )
 from torch import Tensor
+from torch.func import functional_call
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -190,6 +191,46 @@ def test_fixed_tokens_are_not_looked_at(make_model: MakeModel) -> None:
     other[:, 1] = 4
     assert torch.equal(model(other, read=[2], fixed=True), model(tokens, read=[2], fixed=True))
     assert not torch.equal(model(other, read=[2]), model(tokens, read=[2]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parameters_without_gradients_are_read_all_the_same(
+    make_model: MakeModel, seed: int
+) -> None:
+    """Analyses detach parameters, and stack those of several models."""
+    rng = random.Random(seed)
+    models = [random_model(make_model, rng, d_vocab=7)]
+    models.append(copy.deepcopy(models[0]))
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.3 * torch.rand_like(parameter)
+    tokens = task_tokens(models[0], 5, seed)
+    read = [models[0].settings.n_ctx - 1]
+    expected = torch.stack([model(tokens)[:, read] for model in models])
+    detached = [{n: p.detach() for n, p in model.named_parameters()} for model in models]
+
+    def call(parameters: dict[str, Tensor]) -> Tensor:
+        found: Tensor = functional_call(models[0], parameters, (tokens, read, True))
+        return found
+
+    stacked = {name: torch.stack([each[name] for each in detached]) for name in detached[0]}
+    assert_close(torch.vmap(call)(stacked), expected, rtol=1e-9, atol=1e-9)
+    assert_close(call(detached[1]), expected[1], rtol=1e-9, atol=1e-9)
+    models[1].requires_grad_(False)
+    assert_close(models[1](tokens, read=read, fixed=True), expected[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("read", [None, [2]])
+def test_a_first_call_in_inference_mode_leaves_gradients_possible(
+    make_model: MakeModel, read: list[int] | None
+) -> None:
+    model = make_model()
+    tokens = some_tokens(model.settings, 4)
+    with torch.inference_mode():
+        model(tokens, read=read)
+    model(tokens, read=read).sum().backward()
+    assert model.embed.W_E.grad is not None
 
 
 def test_fewer_positions_than_the_mask_has(make_model: MakeModel) -> None:

@@ -207,11 +207,12 @@ def test_edits_in_place_by_hooks_of_pytorch_change_nothing_else(make_model: Make
             handle.remove()
         first = "blocks.0.hook_resid_post"
         assert torch.equal(cache[first], expected[first]), module
-    for module, name in (
-        (model.layers[0], "blocks.0.hook_resid_post"),
-        (model.embed, "hook_pos_embed"),
-    ):
-        handle = module.register_forward_hook(lambda module, args, out: edit(out))
+    hooked: dict[str, torch.nn.Module] = {
+        "blocks.0.hook_resid_post": model.layers[0],
+        "hook_pos_embed": model.embed,
+    }
+    for name, owner in hooked.items():
+        handle = owner.register_forward_hook(lambda module, args, out: edit(out))
         try:
             _, cache = model.run_with_cache(tokens)
         finally:
@@ -239,3 +240,31 @@ def test_a_hook_point_that_is_not_made_cannot_be_hooked(make_model: MakeModel) -
             some_tokens(model.settings, 2),
             fwd_hooks=[("blocks.0.attn.hook_result", lambda x, hook: None)],
         )
+
+
+def test_a_hook_on_the_model_itself_leaves_the_tokens_as_they_are(make_model: MakeModel) -> None:
+    model = make_model()
+    tokens = some_tokens(model.settings, 2)
+    given = tokens.clone()
+    handle = model.register_forward_pre_hook(lambda module, args: edit(args[0].zero_()))
+    try:
+        model(tokens, read=[2])
+    except IndexError:  # there is no such token after the edit
+        pass
+    finally:
+        handle.remove()
+    assert torch.equal(tokens, given)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_global_hooks_on_gradients_leave_edits_in_place_possible(make_model: MakeModel) -> None:
+    model = make_model()
+    handle = torch_module.register_module_full_backward_hook(lambda module, ins, outs: None)
+    try:
+        logits = model.run_with_hooks(
+            some_tokens(model.settings, 2),
+            fwd_hooks=[("blocks.0.hook_attn_out", lambda x, hook: edit(x))],
+        )
+        logits.sum().backward()
+    finally:
+        handle.remove()

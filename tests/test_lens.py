@@ -355,6 +355,6 @@ def test_models_without_tokens_say_so(name: str) -> None:
     with pytest.raises(AttributeError, match="InContextAttention has no tokens"):
         named.stack_head_results()
     assert copy.deepcopy(run.model)(z, z[:, -1]).shape == (3, 1)
-    subspace = analysis.orthonormal_subspace(run.model.blocks[0]["attn"].weight("Q")[0].detach())
+    subspace = analysis.orthonormal_subspace(run.model.blocks[0].attn.weight("Q")[0].detach())
     score = analysis.projection_kernel(subspace, subspace).score
     assert score.item() == pytest.approx(subspace.rank, rel=1e-5)

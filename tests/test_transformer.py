@@ -327,3 +327,18 @@ def test_a_frozen_weight_is_not_loaded_with_other_values(
     state["blocks.0.attn.W_O"] = state["blocks.0.attn.W_O"] * 2
     with pytest.raises(RuntimeError, match=r"blocks\.0\.attn\.W_O: this model freezes it"):
         model.load_state_dict(state)
+
+
+def test_what_the_settings_freeze_is_part_of_no_state(make_model: MakeModel) -> None:
+    """A state may leave it out, also that of a model inside another module; not other values."""
+    model = make_model(d_head=4, freeze_W_V=True)
+    trained = {n: p.detach() * 2 for n, p in model.named_parameters() if p.requires_grad}
+    assert {*model.state_dict()} - {*trained} == {*model.frozen()}
+    model.requires_grad_(False)  # does not make it another model
+    model.load_state_dict(trained)
+    assert torch.equal(model.embed.W_E, trained["embed.W_E"])
+    container = torch.nn.ModuleDict({"inner": model})
+    container.load_state_dict({f"inner.{name}": value for name, value in trained.items()})
+    other = model.state_dict() | {"blocks.0.attn.W_V": torch.zeros(2, 4, 4)}
+    with pytest.raises(RuntimeError, match=r"inner\.blocks\.0\.attn\.W_V: this model freezes"):
+        container.load_state_dict({f"inner.{name}": value for name, value in other.items()})

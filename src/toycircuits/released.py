@@ -50,6 +50,7 @@ class ReleasedRun:
     tables: Mapping[str, pd.DataFrame]
 
 
+@torch.inference_mode(False)  # the model can be trained, whatever mode the caller is in
 def load_run(
     name: str,
     step: int | None = None,

@@ -148,3 +148,35 @@ def test_edits_of_what_goes_into_a_layer_and_comes_out_stay_there(
     assert all(map(torch.equal, in_place, of_copy))
     assert not any(map(torch.equal, in_place, untouched))
     assert all(map(torch.equal, before, [z, z_q]))
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_a_hook_on_the_model_itself_leaves_the_inputs_as_they_are(factored: bool) -> None:
+    network, (z, z_q) = made(None), inputs(2)
+    before = z.clone()
+    handle = network.register_forward_pre_hook(lambda module, args: (edit(args[0]), args[1]))
+    changed = network(z, z_q, factored=factored)
+    handle.remove()
+    assert torch.equal(z, before)
+    assert not torch.equal(changed, network(z, z_q))
+
+
+def test_the_factored_form_refuses_second_derivatives() -> None:
+    """It saves what it computes, which second derivatives would take for constants."""
+    network, (z, z_q) = made(None), inputs(2)
+    weights = [*network.parameters()]
+    for factored in (False, True):
+        total = network(z, z_q, factored=factored).square().sum()
+        first = torch.autograd.grad(total, weights, create_graph=True)
+        if factored:
+            with pytest.raises(RuntimeError, match=r"once_differentiable|not have been used"):
+                torch.autograd.grad(first[0].square().sum(), weights)
+        else:
+            torch.autograd.grad(first[0].square().sum(), weights, allow_unused=True)
+
+
+def test_a_model_made_in_inference_mode_can_be_trained() -> None:
+    with torch.inference_mode():
+        network = made(stack())
+    network(*inputs(2)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())

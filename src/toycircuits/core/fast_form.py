@@ -85,11 +85,10 @@ def _with_mlp(block: Block, rows: Rows) -> Rows:
 
 
 def _mlp_output(mlp: MLP, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    biased = mlp.b_in.requires_grad
-    pre = x @ mlp.W_in + mlp.b_in if biased else x @ mlp.W_in
+    pre = x @ mlp.W_in + mlp.b_in if mlp.use_bias else x @ mlp.W_in
     # ReLU in place saves memory: `pre` is the largest of all tensors, and nothing else reads it.
     post = F.relu_(pre) if mlp.activation is F.relu else mlp.activation(pre)
-    return post @ mlp.W_out + mlp.b_out if biased else post @ mlp.W_out
+    return post @ mlp.W_out + mlp.b_out if mlp.use_bias else post @ mlp.W_out
 
 
 def _normalized(layer: LayerNorm | Identity, rows: Rows) -> Rows:

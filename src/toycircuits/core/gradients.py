@@ -49,13 +49,13 @@ def compiled(differentiate: Differentiate, device: torch.device) -> Differentiat
     torch._dynamo.config.skip_nnmodule_hook_guards = False  # see hooks that are set later
     mode = "reduce-overhead" if device.type == "cuda" else None
     machine_code = torch.compile(differentiate, fullgraph=True, dynamic=False, mode=mode)
-    prepared = False
+    prepared: set[tuple[torch.Size, ...]] = set()
 
     def run(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        nonlocal prepared
-        if not prepared:  # a model's first call makes plans, which must not be part of the graph
+        shapes = tuple(value.shape for value in batch.values())
+        if shapes not in prepared:  # the first call makes a plan, which must not be in the graph
             differentiate(model, batch)
-            prepared = True
+            prepared.add(shapes)
         return machine_code(model, batch)
 
     return run

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformer_lens import hook_points
+from transformer_lens import HookedRootModule, hook_points
 
 if TYPE_CHECKING:  # that module imports this one
     from toycircuits.core.transformer import TransformerSettings
 
 LAYER_NORM_EPS = 1e-5
+GLOBAL_HOOKS = tuple(f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward"))
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
@@ -27,8 +28,7 @@ def has_hooks(modules: Iterable[nn.Module]) -> bool:
 
     Hooks that PyTorch calls on all modules count too.
     """
-    everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
-    return bool(everywhere) or any(
+    return any(getattr(torch_module, name) for name in GLOBAL_HOOKS) or any(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
@@ -47,18 +47,31 @@ def bias(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape, dtype=torch.float32, device="cpu"))
 
 
+def _for_hooks(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies of the inputs of a module with hooks, which may change them in place."""
+    if not has_hooks((module,)):
+        return inputs
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
 class Layer(nn.Module):
     """A module whose hooks see copies, so that they can change them in place."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`forward`, with the hooks of this module."""
-        if has_hooks((self,)):
-            args = tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
-        return super().__call__(*args, **kwargs)
+        return super().__call__(*_for_hooks(self, args), **kwargs)
 
     def own(self, out: Tensor) -> Tensor:
-        """`out`, which other code holds too; a copy of it if this module has hooks."""
+        """A copy of `out` for hooks of this module, where other modules hold `out` too."""
         return out.clone() if has_hooks((self,)) else out
+
+
+class Root(HookedRootModule):
+    """A whole model; its hooks see copies of its inputs."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, with the hooks of the model."""
+        return super().__call__(*_for_hooks(self, args), **kwargs)
 
 
 class HookPoint(hook_points.HookPoint):
@@ -70,7 +83,8 @@ class HookPoint(hook_points.HookPoint):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`; a second copy if hooks watch gradients, which PyTorch forbids to edit in place."""
-        return x.clone() if self._backward_hooks or self._backward_pre_hooks else x
+        watched = self._backward_hooks or self._backward_pre_hooks
+        return x.clone() if watched or torch_module._global_backward_hooks else x
 
 
 class Identity(Layer):
@@ -206,6 +220,7 @@ class MLP(Layer):
     def __init__(self, settings: "TransformerSettings") -> None:
         super().__init__()
         assert settings.d_mlp is not None
+        self.use_bias = settings.use_bias
         self.W_in, self.b_in = weight(settings.d_model, settings.d_mlp), bias(settings.d_mlp)
         self.W_out, self.b_out = weight(settings.d_mlp, settings.d_model), bias(settings.d_model)
         self.activation = F.relu if settings.act_fn == "relu" else F.gelu

@@ -75,6 +75,7 @@ class Plan:
     read: tuple[int, ...]
 
 
+@torch.inference_mode(False)  # gradients may flow past the masks in later calls
 def make_plan(
     allowed: Sequence[Allowed],
     fixed_tokens: Sequence[int | None],
@@ -101,7 +102,7 @@ def make_plan(
         groups: dict[tuple[Kind, frozenset[int]], list[int]] = {}
         for query in [query for query in order if query in rows.queries and any(mask[query])]:
             kind = kind_of(after[query], tables)
-            depends_on = after[query] if kind == "table" else frozenset[int]()
+            depends_on = after[query] if kind == "table" else frozenset()
             groups.setdefault((kind, depends_on), []).append(query)
         made = [_group(mask, order, key, queries, device) for key, queries in groups.items()]
         blind = tuple(query for query in rows.queries if not any(mask[query]))

@@ -81,7 +81,7 @@ def sources(allowed: Sequence[Allowed], fixed: Sequence[bool]) -> list[list[froz
     >>> [[sorted(row) for row in level] for level in sources([mask], [False, False, True])]
     [[[0], [1], []], [[0], [0, 1], [0, 1]]]
     """
-    now = [frozenset[int]() if known else frozenset({pos}) for pos, known in enumerate(fixed)]
+    now = [frozenset() if known else frozenset({pos}) for pos, known in enumerate(fixed)]
     levels = [now]
     for mask in allowed:
         keys = [

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
 
 from toycircuits.core import fast_form
 from toycircuits.core.config import Settings
@@ -26,6 +25,7 @@ from toycircuits.core.layers import (
     Embed,
     HookPoint,
     PosEmbed,
+    Root,
     Unembed,
     has_hooks,
     normalization,
@@ -128,7 +128,7 @@ class TransformerSettings(Settings):
                 raise ValueError(f"mask row {query} is {row!r}; a query must see at least one key")
 
 
-class Transformer(HookedRootModule):
+class Transformer(Root):
     """The transformer; its initial weights are drawn in the order of `HookedTransformer`."""
 
     @torch.inference_mode(False)  # whatever mode the caller is in, the weights can be trained
@@ -176,16 +176,22 @@ class Transformer(HookedRootModule):
             nn.init.normal_(self.get_parameter(name), std=std, generator=generator)
 
     def _freeze(self) -> None:
-        for name, parameter in self.named_parameters():
-            leaf = name.rpartition(".")[2]
-            if leaf.startswith("b_") and not self.settings.use_bias:
-                parameter.requires_grad_(False)
-            if leaf in ("W_V", "W_O") and getattr(self.settings, f"freeze_{leaf}"):
-                parameter.requires_grad_(False)
-                identity = torch.eye(
-                    len(parameter[0]), dtype=parameter.dtype, device=parameter.device
-                )
+        for parameter in self.frozen().values():
+            parameter.requires_grad_(False)
+            if parameter.ndim == 3:  # W_V or W_O; a bias is zero already
+                size = len(parameter[0])
+                identity = torch.eye(size, dtype=parameter.dtype, device=parameter.device)
                 parameter.data.copy_(identity.expand_as(parameter))
+
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """The parameters that the settings freeze, by name. The fast form does not read them."""
+        leaves = [leaf for leaf in ("W_V", "W_O") if getattr(self.settings, f"freeze_{leaf}")]
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if (leaf := name.rpartition(".")[2]) in leaves
+            or (leaf.startswith("b_") and not self.settings.use_bias)
+        }
 
     def forward(
         self,
@@ -238,9 +244,10 @@ class Transformer(HookedRootModule):
         key = (tokens.shape[1], tokens.device)
         if key not in self._forbidden:
             allowed = self._allowed(tokens.shape[1])
-            self._forbidden[key] = [
-                ~torch.tensor(mask, dtype=torch.bool, device=tokens.device) for mask in allowed
-            ]
+            with torch.inference_mode(False):  # gradients may flow past the masks in later calls
+                self._forbidden[key] = [
+                    ~torch.tensor(mask, dtype=torch.bool, device=tokens.device) for mask in allowed
+                ]
         return self._forbidden[key]
 
     def _allowed(self, n_pos: int, queries: Sequence[Sequence[int]] | None = None) -> list[Allowed]:
@@ -281,7 +288,7 @@ def _check_read(read: Sequence[int], n_pos: int) -> None:
         raise ValueError(f"read: found {list(read)}; allowed are positions 0 to {n_pos - 1}")
 
 
-def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+def _fit_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Drop the causal mask that `HookedTransformer` saved, and add the frozen weights.
 
     The settings determine the frozen weights, so a state may leave them out.
@@ -289,10 +296,10 @@ def _fit_state(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
     Raises:
         RuntimeError: the state has other values for a frozen weight: it is of another model.
     """
-    for key in [key for key in state if key.endswith(("attn.mask", "attn.IGNORE"))]:
+    buffers = ("attn.mask", "attn.IGNORE")
+    for key in [key for key in state if key.startswith(prefix) and key.endswith(buffers)]:
         del state[key]
-    for key, frozen in module.named_parameters():
-        if frozen.requires_grad:
-            continue
-        if not torch.equal(state.setdefault(key, frozen.detach()).to(frozen), frozen):
-            raise RuntimeError(f"{key}: this model freezes it, and the values to load are others")
+    for name, frozen in cast(Transformer, module).frozen().items():
+        if not torch.equal(state.setdefault(prefix + name, frozen.detach()).to(frozen), frozen):
+            text = "this model freezes it, and the values to load are others"
+            raise RuntimeError(f"{prefix}{name}: {text}")

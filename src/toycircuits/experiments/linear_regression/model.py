@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
+from torch.autograd.function import once_differentiable
 
 from toycircuits.core.config import Settings
-from toycircuits.core.layers import HookPoint, Layer, has_hooks
+from toycircuits.core.layers import HookPoint, Layer, Root, has_hooks
 from toycircuits.experiments.linear_regression.task import DataSettings
 
 SMALL, SMALL_QK = 1e-6, 1e-4  # sizes of the identities of the initialisations small_id*
@@ -110,6 +110,7 @@ class FactoredAttention(torch.autograd.Function):
         return (mixed @ ov).view(batch, -1, ov.shape[1])
 
     @staticmethod
+    @once_differentiable  # what is saved has no gradient
     def backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all arguments, from the gradient of the output."""
         rows, keys, W_Q, W_K, W_V, W_O, qk, ov, mapped, pattern, mixed = ctx.saved_tensors
@@ -260,13 +261,14 @@ class Block(Layer):
         return out
 
 
-class InContextAttention(HookedRootModule):
+class InContextAttention(Root):
     """The model. Its initial weights are drawn from `generator` in the published order.
 
     Hook names are `blocks.{layer}.attn.hook_*` as in TransformerLens, weights
     `blocks.{layer}.attn.W_*` and, in a stack, `W_read` [d_model, 1].
     """
 
+    @torch.inference_mode(False)  # whatever mode the caller is in, the weights can be trained
     def __init__(self, settings: ModelSettings, d: int, generator: torch.Generator) -> None:
         super().__init__()
         self.settings, self.d_model = settings, d + 1
@@ -281,7 +283,7 @@ class InContextAttention(HookedRootModule):
         self.W_read = nn.Parameter(_empty(self.d_model, 1)) if stack else None
         self._init_weights(generator)
         self.setup()
-        self._inner = tuple(self.modules())[1:]
+        self._parts = tuple(self.modules())
 
     def _init_weights(self, generator: torch.Generator) -> None:
         heads, d_model = self.settings.n_heads, self.d_model
@@ -310,7 +312,7 @@ class InContextAttention(HookedRootModule):
             factored: compute no activation that nobody asks for. It is for training, and takes
                 effect only while no module in the model has a hook.
         """
-        factored = factored and not has_hooks(self._inner)
+        factored = factored and not has_hooks(self._parts)
         narrow = self.d_model <= NARROW and lengths is None
         if factored and narrow and torch.compiler.is_compiling():
             return self._batch_last(z, z_q)
