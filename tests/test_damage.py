@@ -127,7 +127,7 @@ def rewrite_weights(project: Project, change: Callable[[Metadata], Any]) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta: meta["model"].update(n_layers=3), "blocks.2.attn.W_Q: missing; the settings"),
+        (lambda meta: meta["model"].update(n_layers=3), "blocks.2.ln1.w: missing; the settings"),
         (lambda meta: meta["model"].update(n_layers=1), "Unexpected key(s) in state_dict"),
         (
             lambda meta: meta["model"].update(d_model=60_000, d_head=60_000),

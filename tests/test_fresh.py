@@ -81,7 +81,8 @@ def drop_run(folder: Path) -> None:
 
 def add_run(folder: Path) -> None:
     lines = PARAMS.replace("[a, b]", "[c, a, b]").splitlines(keepends=True)
-    lines.insert(3, lines[3].replace("a: ", "c: ").replace("/a", "/c"))
+    at = next(at for at, line in enumerate(lines) if line.startswith("  a: "))
+    lines.insert(at, lines[at].replace("a: ", "c: ").replace("/a", "/c"))
     (folder / "params.yaml").write_text("".join(lines))
 
 
