@@ -92,8 +92,8 @@ EDITS: dict[str, tuple[str, Callable[[Path], None], tuple[str, str], tuple[str, 
     "params": (
         "params.yaml",
         change_the_params,
+        ("open", "core/portable.py"),
         ("open", "core/train_run.py"),
-        ("open", "list_copy/task.py"),
     ),
 }
 REPRO = ("toycircuits", "repro", "--force", "--single-item", STAGE)

@@ -136,7 +136,8 @@ def test_the_scale_of_this_tree_has_its_folder_too(project: Project) -> None:
 )
 def test_bad_input_is_one_line(project: Project, scale: str, message: str) -> None:
     params = project.read_params()
-    project.write_params(params | {"other": params["quick"]})
+    portable = params["portable"] | {"other": True}
+    project.write_params(params | {"other": params["quick"], "portable": portable})
     (project.folder / "other").mkdir(exist_ok=True)
     code, _, err = project.run("toycircuits", "repro", "--scale", scale)
     project.write_params(params)

@@ -296,6 +296,7 @@ def numbers_in(values: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def stages_accept(params: dict[str, Any], folder: Path) -> bool:
     """Whether the stages of all runs can parse their settings, also as weights carry them."""
+    torch.set_flush_denormal(False)  # a stage parses its settings before it sets this
     try:
         for name in params["runs"]:
             run = find_run(params, name)
