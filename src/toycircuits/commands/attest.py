@@ -118,20 +118,22 @@ def attest(place: Place) -> bool:
     Raises:
         InputError: there is no file of hashes, or it is damaged, or a result is.
     """
-    told = read_attestation(place.root / place.file)
+    recorded = read_attestation(place.root / place.file)
     here = Attestation(**_this_machine(), results=_hashes(place))
-    missing = [name for name in told.results if name not in here.results]
-    unknown = [name for name in here.results if name not in told.results]
-    differing = [n for n, digest in here.results.items() if told.results.get(n, digest) != digest]
+    missing = [name for name in recorded.results if name not in here.results]
+    unknown = [name for name in here.results if name not in recorded.results]
+    differing = [
+        n for n, digest in here.results.items() if recorded.results.get(n, digest) != digest
+    ]
     n_same = len(here.results) - len(unknown) - len(differing)
-    print(f"same bytes: {n_same} of {len(told.results)}")
-    print(f"made by: {told.made_by}")
+    print(f"same bytes: {n_same} of {len(recorded.results)}")
+    print(f"made by: {recorded.made_by}")
     print(f"here: {here.made_by}")
     _list("differs", differing)
     _list("missing", missing, _how_to_make(missing, place))
     _list(f"not in {place.file}", unknown, "; `toycircuits attest --write` makes the file again")
     if differing:
-        print(f"likely reason: {_reason(place, told, here)}")
+        print(f"likely reason: {_reason(place, recorded, here)}")
     return not (missing or unknown or differing)
 
 
@@ -244,13 +246,13 @@ def _how_to_make(missing: list[str], place: Place) -> str:
     return f"; `{place.command}` makes them"
 
 
-def _reason(place: Place, told: Attestation, here: Attestation) -> str:
+def _reason(place: Place, recorded: Attestation, here: Attestation) -> str:
     """Why results differ, as far as anybody can tell."""
     if stale := _outdated(place):
         return f"results are stale; `{place.command}` brings {len(stale)} stages up to date"
     others = [
         f"{name} is {here.versions.get(name, 'absent')}, and was {version}"
-        for name, version in told.versions.items()
+        for name, version in recorded.versions.items()
         if here.versions.get(name) != version
     ]
     if others:

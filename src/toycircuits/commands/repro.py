@@ -131,14 +131,26 @@ def reproduce(
         outcome = schedule.run()
     code = _report(console, outcome, display)
     _print_leftovers([f"dropped {line}" for line in gone], params)
+    _print_places(console, outcome, params, Path(os.path.relpath(tree, source)))
+    return code
+
+
+def _print_places(
+    console: Console, outcome: Outcome, params: Mapping[str, Any], tree: Path
+) -> None:
+    """Say where the new results are.
+
+    Args:
+        tree: the project or its copy, as a path from where the command was given.
+    """
     ran = [*outcome.named("done"), *outcome.named("cached")]
     for experiment in _entries(params, "experiments"):
         if f"render@{experiment}" in ran:
-            place = os.path.relpath(tree / REPORTS / experiment, source)
-            console.print(f"{experiment}: {place}/figures, summary and tables")
+            console.print(
+                f"{experiment}: {tree / REPORTS / experiment}/figures, summary and tables"
+            )
     if "report" in ran:
-        console.print(f"all results on one page: {os.path.relpath(tree / PAGE, source)}")
-    return code
+        console.print(f"all results on one page: {tree / PAGE}")
 
 
 def _print_leftovers(dropped: Sequence[str], params: Mapping[str, Any]) -> None:
