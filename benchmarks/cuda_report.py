@@ -1,0 +1,301 @@
+"""The commands of cuda.py: they measure cell by cell, and write one Markdown file."""
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from cuda_agreement import APART, EARLY, FIRST, FLOOR, LATE, Agreement, compare
+from cuda_grokking import QUANTILES, RUN, Curves, phases_of, quantile, rules_of, train_many
+from cuda_machine import NONE, OUT_OF_TIME, Deadline, attempt, description
+from cuda_rates import (
+    CHECKED,
+    TOLERANCE,
+    Clock,
+    Many,
+    Single,
+    measure_compiled,
+    measure_many,
+    measure_single,
+    within,
+)
+from cuda_tables import Report
+from cuda_trainings import Case, read_case
+
+from toycircuits.core.config import exit_on_bad_input, read_params
+from toycircuits.core.device import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+# Every kind of architecture. The longest training comes last, and gets the time that others leave.
+COMPARED = [
+    ("order_by_scale_2l", ""),
+    ("linear_regression_h2", ""),
+    ("reverse_increment_random", ""),
+    ("list_copy_10", ""),
+    ("list_copy_100_2l", "free_V_free_O"),
+    ("list_copy_100_3l", "frozen_V_frozen_O"),
+    ("order_by_scale_2l_ln", ""),
+    ("list_copy_100_2l_ln_bias", "free_V_free_O"),
+    ("linear_regression_stack", "untied"),
+    ("modular_subtraction", ""),
+]
+TIMED = [
+    ("modular_subtraction", ""),
+    ("order_by_scale_2l", ""),
+    ("list_copy_100_2l", "free_V_free_O"),
+    ("reverse_increment_random", ""),
+    ("linear_regression_h2", ""),
+    ("list_copy_10", ""),
+    ("list_copy_100", ""),
+    ("list_copy_100_2l_ln_bias", "free_V_free_O"),
+    ("list_copy_100_3l", "frozen_V_frozen_O"),
+    ("linear_regression_stack", "untied"),
+]
+STACKED = [*TIMED[:3]]
+SIZES = (8, 64, 256)
+# A dry run has small models, few steps and few models.
+TINY_RUNS = [
+    ("order_by_scale_2l", ""),
+    ("linear_regression_h2", ""),
+    ("reverse_increment_random", ""),
+    ("modular_subtraction", ""),
+]
+TINY_STACKED, TINY_SIZES, TINY_STEPS = [TINY_RUNS[0], TINY_RUNS[3]], (2, 3), 4
+# Of the time that is left when a part begins, the share that it may take.
+AGREEMENT_SHARE, SINGLE_SHARE, MANY_SHARE = 0.4, 0.5, 0.95
+# Seconds that a cell may need: none begins with less time left.
+FOR_AGREEMENT, FOR_SINGLE, FOR_COMPILED, FOR_MANY = 3, 10, 40, 15
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Part(StrEnum):
+    """What to do."""
+
+    TABLE = "table"
+    GROK = "grok"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and where.
+
+    Attributes:
+        params: params.yaml.
+        tiny: whether this is a dry run.
+    """
+
+    params: dict[str, Any]
+    device: torch.device
+    tiny: bool
+
+    @property
+    def clock(self) -> Clock:
+        """How steps are timed."""
+        return Clock(rounds=1, seconds=0.01) if self.tiny else Clock()
+
+    def case(self, run: str, variant: str, scale: str) -> Case:
+        """A case at `scale`; in a dry run at the quick one."""
+        return read_case(self.params | {"scale": "quick" if self.tiny else scale}, run, variant)
+
+
+def fill(row: Any, measure: Callable[[], object]) -> None:
+    """Let `measure` fill in a row. If it fails, the cells that are still open say why."""
+    failure = attempt(measure)
+    if isinstance(failure, str):
+        for one in fields(row):
+            if getattr(row, one.name) == OUT_OF_TIME:
+                setattr(row, one.name, failure)
+
+
+def report_agreement(report: Report, plan: Plan, deadline: Deadline) -> None:
+    """The section that compares the device with the CPU."""
+    text = (
+        "The quick scale. A cell has the distance of the device from a training in float64, and in "
+        "brackets that of the CPU's float32, both relative. Tolerances: in the gradient and in the "
+        f"first {FIRST} losses, {EARLY} times the CPU's distance plus {FLOOR:.1e}; over all losses "
+        f"and in the final loss, {LATE} times plus {FLOOR:.1e}. Losses are judged up to the step "
+        f"at which the CPU's float32 is itself {APART} from float64: from there on, chance decides "
+        "how far rounding errors have grown. Shares of right answers jump, and are shown only."
+    )
+    columns = ["run", "steps", "gradient", f"first {FIRST} losses", "judged up to", "all losses"]
+    report.begin("Agreement", text, [*columns, "final loss", "right answers: device (CPU)"])
+    runs = TINY_RUNS if plan.tiny else COMPARED
+    for place, (run, variant) in enumerate(runs):
+        part = deadline.share(1 / (len(runs) - place))
+        report.put(place, *_compared(plan, run, variant, part))
+
+
+def _compared(plan: Plan, run: str, variant: str, deadline: Deadline) -> tuple[list[object], bool]:
+    """The cells of one run, and whether one is outside its tolerance."""
+    name, most = f"{run} {variant}".strip(), TINY_STEPS if plan.tiny else None
+    if deadline.left < FOR_AGREEMENT and not plan.tiny:
+        return [name, OUT_OF_TIME, *[NONE] * 6], False
+    found = attempt(lambda: compare(plan.case(run, variant, "quick"), plan.device, deadline, most))
+    if isinstance(found, str):
+        return [name, found, *[NONE] * 6], True
+    return [name, *_agreement_cells(found)], not found.holds
+
+
+def _agreement_cells(found: Agreement) -> list[object]:
+    steps = f"{found.taken:,} of {found.planned:,}"
+    shares = [f"{name} {a:.4g} ({b:.4g})" for name, (a, b) in found.shares.items()]
+    cells = [steps, found.gradient, found.first, f"{found.held:,}", found.losses, found.evaluation]
+    return [*cells, ", ".join(shares) or NONE]
+
+
+def report_single(report: Report, plan: Plan, deadline: Deadline) -> dict[str, float]:
+    """The section on one model at a time; returns name of the run -> steps/s of its graph."""
+    text = (
+        "The paper scale, one model. A step draws or copies its batch, computes loss and gradient, "
+        "and updates the weights. In a graph, all but the batch is one launch. The difference is "
+        f"the largest of the losses of {CHECKED} steps, graph against eager, and may be "
+        f"{TOLERANCE}. Compiled: loss and gradient by torch.compile, as the project does. The CPU "
+        "computes eagerly, with one thread; benchmarks/README.md has its compiled steps."
+    )
+    columns = ["run", "eager, steps/s", "graph, steps/s", "difference", "compiled, steps/s"]
+    report.begin("One model", text, [*columns, "CPU, steps/s", "graph / CPU"])
+    rows: list[tuple[Case, Single]] = []
+    for place, (run, variant) in enumerate(TINY_RUNS if plan.tiny else TIMED):
+        case, row = plan.case(run, variant, "paper"), Single()
+        if deadline.left > FOR_SINGLE or plan.tiny:
+            fill(row, functools.partial(measure_single, case, plan.device, plan.clock, row))
+        rows.append((case, row))
+        report.put(place, _single_cells(case, row), not within(row.difference))
+    for place, (case, row) in enumerate(rows):  # last, because it takes longest
+        if row.compiled == OUT_OF_TIME and deadline.left > FOR_COMPILED:
+            cell = functools.partial(measure_compiled, case, plan.device, plan.clock)
+            row.compiled = attempt(cell)
+            report.put(place, _single_cells(case, row), not within(row.difference))
+    return {case.name: row.graph for case, row in rows if isinstance(row.graph, float)}
+
+
+def _single_cells(case: Case, row: Single) -> list[object]:
+    cells = [case.name, row.eager, row.graph, _difference(row.difference), row.compiled, row.cpu]
+    return [*cells, _ratio(row.graph, row.cpu)]
+
+
+def _ratio(value: float | str, other: float | str | None) -> float | str:
+    return value / other if isinstance(value, float) and isinstance(other, float) else NONE
+
+
+def _difference(value: float | str) -> str:
+    text = value if isinstance(value, str) else f"{value:.1e}"
+    return text if within(value) else f"{text} **OUTSIDE**"
+
+
+def report_many(report: Report, plan: Plan, deadline: Deadline, singles: dict[str, float]) -> None:
+    """The section on many models side by side.
+
+    Args:
+        singles: name of the run -> steps/s of one model's graph.
+    """
+    text = (
+        "The paper scale, each model with its own weights and its own order of batches. "
+        "Model-steps per second are steps per second times models. The ratio compares the graph "
+        "with that of one model. The difference is the largest of the losses of "
+        f"{CHECKED} steps of the first and the last model from those of trainings of their own, "
+        f"and may be {TOLERANCE}. At once: models that fit into memory together."
+    )
+    columns = ["run", "models", "at once", "eager, model-steps/s", "graph, model-steps/s"]
+    report.begin("Many models", text, [*columns, "ratio", "difference", "memory, GB"])
+    cells = [
+        (*one, n)
+        for one in (TINY_STACKED if plan.tiny else STACKED)
+        for n in (TINY_SIZES if plan.tiny else SIZES)
+    ]
+    for place, (run, variant, n) in enumerate(cells):
+        case, row = plan.case(run, variant, "paper"), Many(n)
+        if deadline.left > FOR_MANY or plan.tiny:
+            fill(row, functools.partial(measure_many, case, plan.device, plan.clock, row))
+        ratio = _ratio(row.graph, singles.get(case.name))
+        found = [case.name, n, row.chunk, row.eager, row.graph, ratio]
+        report.put(
+            place, [*found, _difference(row.difference), row.memory], not within(row.difference)
+        )
+
+
+def report_grokking(report: Report, plan: Plan, deadline: Deadline, n: int | None) -> None:
+    """Train many seeds of modular_subtraction; write their curves, phases and quantiles.
+
+    Args:
+        n: how many seeds; None for as many as the time allows.
+    """
+    case = plan.case(RUN, "", "paper")
+    file = report.path.with_suffix(".csv")
+    most, n = (TINY_STEPS, n or TINY_SIZES[-1]) if plan.tiny else (case.train.length, n)
+    curves = train_many(case, plan.device, deadline, n, file, most)
+    rules = rules_of(plan.params | {"scale": "quick" if plan.tiny else "paper"})
+    phases = phases_of(curves, case.data.modulus, rules)
+    phases.to_csv(report.path.with_name(f"{report.path.stem}_phases.csv"), index=False)
+    columns = ["what", "seeds", *(f"{q:.0%}" for q in QUANTILES)]
+    report.begin("Epochs", _grokking_text(curves, rules, file), columns)
+    names = [name for name in map(str, phases) if name.endswith(("_epoch", "_end"))]
+    for place, name in enumerate(names):
+        epochs = phases[name].to_list()
+        found = [quantile(epochs, q) for q in QUANTILES]
+        late = f"after {curves.epochs:,}"
+        texts = [late if value == float("inf") else f"{value:,.0f}" for value in found]
+        report.put(place, [name, f"{phases[name].notna().sum()} of {len(epochs)}", *texts])
+
+
+def _grokking_text(curves: Curves, rules: dict[str, float], file: Path) -> str:
+    seeds = f"Seeds {curves.seeds[0]} to {curves.seeds[-1]}"
+    return (
+        f"{seeds}, {curves.epochs:,} of {curves.planned:,} epochs ({curves.why}), all side by side "
+        f"as one training. {file.name} has the losses of each seed. An epoch counts as soon as it "
+        "is logged. The rules are those of the project: a network has memorised when its training "
+        f"loss is under {rules['memorised_below']:g} nats, and grokked when its test loss, past "
+        f"its maximum, is under {rules['grokked_below']:g}. The quantiles are over all seeds, also "
+        "those that are not done."
+    )
+
+
+def run_table(report: Report, plan: Plan, deadline: Deadline) -> None:
+    """All sections of the table."""
+    report_agreement(report, plan, deadline.share(AGREEMENT_SHARE))
+    singles = report_single(report, plan, deadline.share(SINGLE_SHARE))
+    report_many(report, plan, deadline.share(MANY_SHARE), singles)
+
+
+@app.command()
+def main(
+    part: Annotated[Part, typer.Argument(help="the table, or curves of many seeds")] = Part.TABLE,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    minutes: Annotated[float, typer.Option(min=0, help="that all of it may take")] = 7.5,
+    out: Annotated[Path | None, typer.Option(help="the Markdown file")] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="a dry run: small models, few steps")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="of grok; default: as many as fit")
+    ] = None,
+    commit: Annotated[str, typer.Option(help="of the checkout, where there is no git")] = "",
+    wheels: Annotated[Path | None, typer.Option(help="folder with missing packages")] = None,
+) -> None:
+    """Measure, and write a Markdown file; exit code 1 if something is outside its tolerance."""
+    deadline = Deadline(60 * minutes)
+    with exit_on_bad_input():
+        torch_device = prepare(device)
+        torch.set_float32_matmul_precision("highest")  # no TF32
+        plan = Plan(read_params(ROOT / "params.yaml"), torch_device, tiny)
+        names = {Part.TABLE: "cuda.md", Part.GROK: "cuda_grok.md"}
+        titles = {Part.TABLE: "Training on a GPU", Part.GROK: f"Many seeds of {RUN}"}
+        facts = description(torch_device, commit)
+        if tiny:
+            facts["sizes"] = "a dry run: all at the quick scale, with few steps and few models"
+        facts["arithmetic"] = "float32, TF32 off, PyTorch's deterministic mode as in all trainings"
+        report = Report(out or ROOT / "benchmarks" / names[part], titles[part], facts)
+        if part is Part.TABLE:
+            run_table(report, plan, deadline)
+        else:
+            report_grokking(report, plan, deadline, seeds)
+    print(report.path, file=sys.stderr)
+    if report.problems:
+        print(f"outside their tolerance, or failed: {report.problems}", file=sys.stderr)
+        raise typer.Exit(1)
