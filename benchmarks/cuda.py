@@ -16,7 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 # Module -> package, of all that the trainings import, also through TransformerLens.
 PACKAGES = {
     **{"torch": "torch", "numpy": "numpy", "pandas": "pandas", "safetensors": "safetensors"},
@@ -55,6 +56,15 @@ def unpack_wheels(folder: Path, target: Path) -> None:
     sys.path.append(str(target))
 
 
+def find_modules() -> None:
+    """Let Python find the project and the modules in gpu/, and not this one under the name `cuda`.
+
+    NVIDIA's package of that name would be hidden.
+    """
+    others = [path for path in sys.path if Path(path).resolve() != HERE]
+    sys.path[:] = [str(ROOT / "src"), str(HERE / "gpu"), *others]
+
+
 def _take_wheels(target: Path) -> None:
     """Act on `--wheels FOLDER` among the arguments, and leave the others for the program."""
     if "--wheels" in sys.argv:
@@ -67,7 +77,7 @@ def _take_wheels(target: Path) -> None:
 
 def main() -> None:
     """Check that all packages are there, and run the program."""
-    sys.path.insert(0, str(ROOT / "src"))
+    find_modules()
     # What PyTorch's deterministic mode asks for on a GPU, before CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with tempfile.TemporaryDirectory() as target:

@@ -30,7 +30,7 @@ from cuda_trainings import Case, read_case
 from toycircuits.core.config import exit_on_bad_input, read_params
 from toycircuits.core.device import prepare
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Every kind of architecture. The longest training comes last, and gets the time that others leave.
 COMPARED = [
     ("order_by_scale_2l", ""),
