@@ -327,7 +327,8 @@ def test_every_figure_and_summary(tables: dict[str, pd.DataFrame]) -> None:
     assert models["w_mu"].notna().sum() == 2  # one layer only
     half = models["high"] - models["mse"]
     assert np.allclose(half, 1.96 * models["standard_error"], rtol=1e-4)
-    drawn = figures.draw(tables | summaries, render)
+    drawings = figures.draw(tables | summaries, render)
+    drawn = {name: drawing.make() for name, drawing in drawings.items()}
     expected = {"losses", "context_heads", "context_all", "head_comparison", "products"}
     expected |= {"final_losses", "head_pruning", "dynamics_heads", "dynamics_stack"}
     expected |= {"circuits_h1", "circuits_h2", "circuits_stack", "qk_evolution_h1"}

@@ -388,7 +388,7 @@ def test_measure_compares_with_the_first_checkpoint(tables: dict[str, pd.DataFra
 
 def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
     settings = RenderSettings.parse({"published_accuracy": [0.1, 0.9]}, "render")
-    drawn = draw(tables, settings)
+    drawn = {name: drawing.make() for name, drawing in draw(tables, settings).items()}
     expected = ["loss", "accuracy", "attention_sample", "attention_mean", "ablations", "probes"]
     expected += ["ablation_positions", "explained_variance", "pca_sum", "pca_d1", "pca_d2"]
     assert sorted(drawn) == sorted(expected)

@@ -335,7 +335,8 @@ def test_grid_table_puts_published_values_beside_their_cell(
 
 def test_every_figure(tables: dict[str, pd.DataFrame]) -> None:
     for settings in (render_settings(), render_settings(published_accuracy={}, published_steps={})):
-        drawn = draw(tables | summarise(tables, settings), settings)
+        drawings = draw(tables | summarise(tables, settings), settings)
+        drawn = {name: drawing.make() for name, drawing in drawings.items()}
         for name, figure in drawn.items():
             assert isinstance(figure, go.Figure)
             assert figure.layout.title.text, name

@@ -229,7 +229,8 @@ def test_every_figure_is_drawn_also_of_a_network_that_found_nothing() -> None:
     tables["ablations"] = ablations.ablate(network, data, settings, ablations.AblateSettings())
     tables["training"] = tables["progress"][["step", "train_loss", "test_loss"]]
     labelled = {name: t.assign(run="r", variant="", seed=0) for name, t in tables.items()}
-    drawn = figures.draw(labelled, figures.RenderSettings(published_phases=(1, 2, 3)))
+    drawings = figures.draw(labelled, figures.RenderSettings(published_phases=(1, 2, 3)))
+    drawn = {name: drawing.make() for name, drawing in drawings.items()}
     assert len(drawn) == 21
     for name, figure in drawn.items():
         assert figure.layout.title.text, name

@@ -340,7 +340,8 @@ def test_published_cells_of_one_run_stand_beside_their_architecture(
 
 def test_every_figure_has_a_title(tables: dict[str, pd.DataFrame]) -> None:
     settings = render_settings()
-    drawn_figures = draw(tables | summarise(tables, settings), settings)
+    drawings = draw(tables | summarise(tables, settings), settings)
+    drawn_figures = {name: drawing.make() for name, drawing in drawings.items()}
     assert {"attention_mean", "ablations", "batches", "grid_table", "loss"} <= set(drawn_figures)
     for name, figure in drawn_figures.items():
         assert figure.layout.title.text, name

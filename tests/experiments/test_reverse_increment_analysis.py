@@ -335,7 +335,8 @@ def test_comparisons_of_runs_and_seeds(tables: dict[str, pd.DataFrame]) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(tables: dict[str, pd.DataFrame]) -> dict[str, go.Figure]:
-    return draw(tables, RenderSettings.parse(RENDER, "render"))
+    drawings = draw(tables, RenderSettings.parse(RENDER, "render"))
+    return {name: drawing.make() for name, drawing in drawings.items()}
 
 
 def traces(figure: go.Figure, kind: str) -> list[Any]:

@@ -13,8 +13,9 @@ from toycircuits.core.slices import load_module
 
 if TYPE_CHECKING:  # a stage that imports this module may not need them
     import pandas as pd
-    import plotly.graph_objects as go
     from torch import Tensor
+
+    from toycircuits.core.plotting import Drawing
 
 
 @runtime_checkable
@@ -82,8 +83,17 @@ class Figures(Protocol):
     ) -> "dict[str, pd.DataFrame]":
         """Tables that summarise the runs, variants and seeds of an experiment, by name."""
 
-    def draw(self, tables: "Mapping[str, pd.DataFrame]", settings: Any) -> "dict[str, go.Figure]":
-        """Figures by name, from the tables of the runs and those that `summarise` returned."""
+    def draw(self, tables: "Mapping[str, pd.DataFrame]", settings: Any) -> "Mapping[str, Drawing]":
+        """Figures by name, in the order of the page. Nothing is drawn before `make` is called.
+
+        Tables may be missing. A figure whose table is missing raises a `KeyError` when it is made,
+        and the others can still be made. If the content of a table decides whether there is a
+        figure, and the table is missing, then the figure is left out.
+
+        Args:
+            tables: those of the runs and those that `summarise` returned, by name.
+            settings: a `RenderSettings`.
+        """
 
 
 def load_metrics(slice_name: str) -> Metrics:

@@ -1,4 +1,7 @@
-"""One look for all figures."""
+"""One look for all figures, and what a slice says of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -46,6 +49,21 @@ TEMPLATE = go.layout.Template(
 )
 pio.templates["toycircuits"] = TEMPLATE
 pio.templates.default = "toycircuits"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that is not drawn yet.
+
+    Attributes:
+        make: reads the tables that the figure needs, and draws it. Raises a `KeyError` with the
+            name of a table that is not there.
+        over_training: whether the figure shows how something changes while a model trains, such
+            as a curve over steps. It then has nothing to show of a model without its training.
+    """
+
+    make: Callable[[], go.Figure]
+    over_training: bool = False
 
 
 def bare_facets(figure: go.Figure) -> go.Figure:

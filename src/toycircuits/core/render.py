@@ -1,7 +1,7 @@
 """The summaries and figures of one experiment, from its tables."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import extract_tb
 from types import TracebackType
@@ -11,8 +11,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from toycircuits.core import config, paths
-from toycircuits.core.analyses import load_figures
+from toycircuits.core.analyses import Figures, load_figures
 from toycircuits.core.tables import read_tables
+
+
+class AbsentTableError(KeyError):
+    """A table that is not there. Its argument is the table's name."""
+
+
+class Tables(dict[str, pd.DataFrame]):
+    """Tables by name. One that is not there raises `AbsentTableError`."""
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        raise AbsentTableError(name)
 
 
 def draw(
@@ -35,7 +46,33 @@ def draw(
     tables = read_tables(folder, config.runs_of(params, experiment))
     with _faults_named(folder):
         summaries = figures.summarise(tables, settings)
-        return summaries, figures.draw(tables | summaries, settings)
+        drawings = figures.draw(tables | summaries, settings)
+        return summaries, {name: drawing.make() for name, drawing in drawings.items()}
+
+
+def draw_what_tables_allow(
+    tables: Mapping[str, pd.DataFrame], settings: Any, figures: Figures
+) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure]]:
+    """The summaries and figures of models whose training is not known, both by name.
+
+    A figure over training is left out, and so is one that needs a table that is not there. There
+    are no summaries if any of them needs such a table. All other errors of the slice's code are
+    raised: a table that is there must have its columns.
+
+    Args:
+        tables: as `read_tables` returns them, some of them missing.
+        settings: the `RenderSettings` of `figures`.
+        figures: the module of a slice that draws.
+    """
+    summaries: dict[str, pd.DataFrame] = {}
+    with suppress(AbsentTableError):
+        summaries = figures.summarise(Tables(tables), settings)
+    drawn: dict[str, go.Figure] = {}
+    for name, drawing in figures.draw(Tables({**tables, **summaries}), settings).items():
+        if not drawing.over_training:
+            with suppress(AbsentTableError):
+                drawn[name] = drawing.make()
+    return summaries, drawn
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from toycircuits.core.config import Settings
+from toycircuits.core.plotting import Drawing
 from toycircuits.core.tables import MODEL, mean_and_range, model_number
 
 
@@ -23,14 +24,18 @@ def summarise(
     return {"final_accuracy": accuracy[["run", "variant", "mean", "min", "max"]]}
 
 
-def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
+def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, Drawing]:
+    """All figures, by name."""
+    return {"accuracy": Drawing(lambda: accuracy(tables["training"]), over_training=True)}
+
+
+def accuracy(training: pd.DataFrame) -> go.Figure:
     """Accuracy over training."""
-    training = tables["training"]
     shown = training.assign(
         seed=training["seed"].astype(str),  # text: numbers would become shades of one colour
         model=model_number(training),  # a line for each model
     )
-    figure = px.line(
+    return px.line(
         shown,
         x="step",
         y="accuracy",
@@ -39,4 +44,3 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[s
         title="Accuracy over training",
         labels={"step": "training step", "accuracy": "share of tokens repeated"},
     )
-    return {"accuracy": figure}

@@ -6,9 +6,10 @@ Where a picture shows weights, they are those of the first seed.
 from collections.abc import Mapping
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from toycircuits.core.config import Settings
+from toycircuits.core.plotting import Drawing
+from toycircuits.core.tables import MODEL
 from toycircuits.experiments.linear_regression.figures.circuits import circuits, qk_evolution
 from toycircuits.experiments.linear_regression.figures.context import context, context_all
 from toycircuits.experiments.linear_regression.figures.heads import (
@@ -47,26 +48,74 @@ def summarise(
     }
 
 
-def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
+def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, Drawing]:
     """All figures, by name."""
-    names = ("training", "heads", "qk", "ov", "context", "losses", "ablations")
-    training, heads, qk, ov, errors, final, ablations = (named(tables[name]) for name in names)
-    models = tables["models"]
-    reference = final.loc[final["estimator"] == DESCENT, "mse"].iloc[0]
-    figures = {
-        "losses": losses(training, reference),
-        "context_heads": context(errors[errors["group"] == HEADS]),
-        "context_all": context_all(errors),
-        "head_comparison": head_comparison(tables["heads_compared"]),
-        "products": products(models),
-        "final_losses": final_losses(models),
-        "head_pruning": head_pruning(ablations),
+    models = find_models(tables)
+
+    def rows(name: str) -> pd.DataFrame:
+        return named(tables[name])
+
+    drawings = {
+        "losses": Drawing(
+            lambda: losses(rows("training"), loss_of_descent(rows("losses"))), over_training=True
+        ),
+        "context_heads": Drawing(lambda: context(_where(tables["context"], "group", HEADS))),
+        "context_all": Drawing(lambda: context_all(rows("context"))),
+        "head_comparison": Drawing(lambda: head_comparison(tables["heads_compared"])),
+        "products": Drawing(lambda: products(tables["models"])),
+        "final_losses": Drawing(lambda: final_losses(tables["models"])),
+        "head_pruning": Drawing(lambda: head_pruning(rows("ablations"))),
+        **draw_weights(tables, models),
     }
-    for group, heads_of_group in parts(heads, "group"):
-        figures[f"dynamics_{group}"] = dynamics(heads_of_group)
-    for run, qk_of_run in parts(qk, "run"):
+    if HEADS not in set(models["group"]):  # these two show no other models
+        del drawings["context_heads"], drawings["head_comparison"]
+    return drawings
+
+
+def find_models(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The models with their groups and labels: no rows if no table tells them.
+
+    Tables of measurements name the same models. The first one that is there tells them.
+    """
+    for name in ("heads", "qk", "ov", "context"):
+        if name in tables:
+            return named(tables[name][MODEL].drop_duplicates())
+    return named(pd.DataFrame(columns=MODEL, dtype=str))
+
+
+def draw_weights(tables: Mapping[str, pd.DataFrame], models: pd.DataFrame) -> dict[str, Drawing]:
+    """The figures of the heads' weights: one for each group of runs, then those of each run.
+
+    Args:
+        models: as `find_models` returns them.
+    """
+    drawings = {f"dynamics_{g}": _dynamics(tables, g) for g, _ in parts(models, "group")}
+    for run, models_of_run in parts(models, "run"):
         name = run.rpartition("_")[2]
-        figures[f"circuits_{name}"] = circuits(qk_of_run, ov[ov["run"] == run])
-        if qk_of_run["group"].iloc[0] == HEADS:
-            figures[f"qk_evolution_{name}"] = qk_evolution(qk_of_run)
-    return figures
+        drawings[f"circuits_{name}"] = _circuits(tables, run)
+        if models_of_run["group"].iloc[0] == HEADS:
+            drawings[f"qk_evolution_{name}"] = _qk_evolution(tables, run)
+    return drawings
+
+
+def loss_of_descent(final: pd.DataFrame) -> float:
+    """Mean squared error of gradient descent at its best rate, from the table `losses`."""
+    return float(final.loc[final["estimator"] == DESCENT, "mse"].iloc[0])
+
+
+def _dynamics(tables: Mapping[str, pd.DataFrame], group: str) -> Drawing:
+    return Drawing(lambda: dynamics(_where(tables["heads"], "group", group)), over_training=True)
+
+
+def _circuits(tables: Mapping[str, pd.DataFrame], run: str) -> Drawing:
+    return Drawing(lambda: circuits(*(_where(tables[name], "run", run) for name in ("qk", "ov"))))
+
+
+def _qk_evolution(tables: Mapping[str, pd.DataFrame], run: str) -> Drawing:
+    return Drawing(lambda: qk_evolution(_where(tables["qk"], "run", run)), over_training=True)
+
+
+def _where(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """The rows of the named table that have `value` in `column`."""
+    table = named(table)
+    return table[table[column] == value]

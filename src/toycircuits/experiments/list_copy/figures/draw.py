@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from pydantic import Field
 
 from toycircuits.core.config import Settings
+from toycircuits.core.plotting import Drawing
 from toycircuits.core.tables import MODEL
 from toycircuits.experiments.list_copy.figures import ablations, curves, patterns, separator
 from toycircuits.experiments.list_copy.figures.cells import (
@@ -21,6 +22,9 @@ from toycircuits.experiments.list_copy.figures.cells import (
     grid_cells,
 )
 from toycircuits.experiments.list_copy.figures.grid import draw_grid
+
+# Tables that only the layouts `in_place` and `masked` have. One that is there tells the layout.
+IN_PLACE = ("outcomes", "pattern_ranges", "architecture")
 
 
 class RenderSettings(Settings):
@@ -70,40 +74,64 @@ def summarise(
     }
 
 
-def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
+def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, Drawing]:
     """All figures, by name."""
-    sample, many_lists = curves.first_run(tables["patterns"])["subset"].unique()
-    figures = {
-        "attention_sample": patterns.attention(tables["patterns"], sample),
-        "attention_mean": patterns.attention(tables["patterns"], many_lists),
-        "ablations": ablations.ablation_bars(tables["ablations"]),
-        "ablation_positions": ablations.ablation_positions(tables["ablations"]),
+    of_layout = draw_next_token(tables, settings)
+    if any(name in tables for name in IN_PLACE):
+        of_layout = draw_in_place(tables)
+    drawings = {
+        "attention_sample": Drawing(lambda: attention(tables["patterns"], 0)),
+        "attention_mean": Drawing(lambda: attention(tables["patterns"], 1)),
+        "ablations": Drawing(lambda: ablations.ablation_bars(tables["ablations"])),
+        "ablation_positions": Drawing(lambda: ablations.ablation_positions(tables["ablations"])),
+        **of_layout,
     }
-    figures |= draw_in_place(tables) if "outcomes" in tables else draw_next_token(tables, settings)
-    return figures if settings.grid is None else figures | draw_grid(tables, settings.grid)
+    return drawings if settings.grid is None else drawings | draw_grid(tables, settings.grid)
+
+
+def attention(table: pd.DataFrame, subset: int) -> go.Figure:
+    """Attention patterns of one subset of the lists.
+
+    Args:
+        table: the table `patterns`.
+        subset: 0 for the sample list, 1 for the mean over many lists.
+
+    Raises:
+        ValueError: the first run has other than two subsets.
+    """
+    sample, many_lists = curves.first_run(table)["subset"].unique()
+    return patterns.attention(table, (sample, many_lists)[subset])
 
 
 def draw_next_token(
     tables: Mapping[str, pd.DataFrame], settings: RenderSettings
-) -> dict[str, go.Figure]:
+) -> dict[str, Drawing]:
     """The figures that only the layout `next_token` has."""
-    training, variance = tables["training"], tables["pca_variance"]
-    figures = {
-        "loss": curves.loss(training),
-        "accuracy": curves.accuracy(training, settings.published_accuracy),
-        "explained_variance": separator.explained_variance(variance),
-        "probes": separator.probes(tables["probes"]),
-    }
-    return figures | {
-        f"pca_{by}": separator.pca(tables["pca"], variance, by) for by in separator.COLORED_BY
+    published = settings.published_accuracy
+    return {
+        "loss": Drawing(lambda: curves.loss(tables["training"]), over_training=True),
+        "accuracy": Drawing(
+            lambda: curves.accuracy(tables["training"], published), over_training=True
+        ),
+        "explained_variance": Drawing(lambda: separator.explained_variance(tables["pca_variance"])),
+        "probes": Drawing(lambda: separator.probes(tables["probes"])),
+        **{f"pca_{by}": _pca(tables, by) for by in separator.COLORED_BY},
     }
 
 
-def draw_in_place(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
+def _pca(tables: Mapping[str, pd.DataFrame], by: str) -> Drawing:
+    return Drawing(lambda: separator.pca(tables["pca"], tables["pca_variance"], by))
+
+
+def draw_in_place(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
     """The figures of the layouts `in_place` and `masked`, of the runs without variants."""
     return {
-        "loss": curves.copying_loss(tables["training"]),
-        "accuracy": curves.copying_accuracy(tables["training"]),
-        "batch_orders": curves.batch_orders(tables["training"]),
-        "attention_ranges": patterns.weight_ranges(tables["pattern_ranges"]),
+        "loss": Drawing(lambda: curves.copying_loss(tables["training"]), over_training=True),
+        "accuracy": Drawing(
+            lambda: curves.copying_accuracy(tables["training"]), over_training=True
+        ),
+        "batch_orders": Drawing(
+            lambda: curves.batch_orders(tables["training"]), over_training=True
+        ),
+        "attention_ranges": Drawing(lambda: patterns.weight_ranges(tables["pattern_ranges"])),
     }

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from toycircuits.core.plotting import COLORS, LEGEND_BELOW, SEQUENTIAL, bare_facets
+from toycircuits.core.plotting import COLORS, LEGEND_BELOW, SEQUENTIAL, Drawing, bare_facets
 from toycircuits.core.tables import MODEL
 from toycircuits.experiments.list_copy.figures.cells import (
     FREEZING,
@@ -17,18 +17,31 @@ from toycircuits.experiments.list_copy.figures.cells import (
 )
 
 
-def draw_grid(tables: Mapping[str, pd.DataFrame], grid: GridSettings) -> dict[str, go.Figure]:
-    """The figures of the grid's cells, by name, and of the ways to draw batches."""
-    cells, architecture = tables["grid"], tables["architecture"]
-    figures = {}
-    if not cells.empty:
-        figures = {
-            "grid_table": grid_table(cells, grid),
-            "grid_accuracy": grid_accuracy(cells),
-            "grid_curves": grid_curves(tables["training"], architecture),
-            "grid_outputs": grid_outputs(tables["outcomes"], architecture),
-        }
-    return figures | {"batches": batches(tables["training"], architecture, grid)}
+def draw_grid(tables: Mapping[str, pd.DataFrame], grid: GridSettings) -> dict[str, Drawing]:
+    """The figures of the grid's cells, by name, and of the ways to draw batches.
+
+    There are cells if a run freezes the matrices in all ways. Two tables tell it: `architecture`,
+    and the summary `grid`.
+    """
+    telling = [tables[name] for name in ("architecture", "grid") if name in tables]
+    has_cells = bool(telling) and not grid_models(telling[0]).empty
+    return (draw_cells(tables, grid) if has_cells else {}) | {
+        "batches": Drawing(
+            lambda: batches(tables["training"], tables["architecture"], grid), over_training=True
+        )
+    }
+
+
+def draw_cells(tables: Mapping[str, pd.DataFrame], grid: GridSettings) -> dict[str, Drawing]:
+    """The figures of the grid's cells, by name."""
+    return {
+        "grid_table": Drawing(lambda: grid_table(tables["grid"], grid)),
+        "grid_accuracy": Drawing(lambda: grid_accuracy(tables["grid"])),
+        "grid_curves": Drawing(
+            lambda: grid_curves(tables["training"], tables["architecture"]), over_training=True
+        ),
+        "grid_outputs": Drawing(lambda: grid_outputs(tables["outcomes"], tables["architecture"])),
+    }
 
 
 def pivoted(cells: pd.DataFrame, values: str) -> pd.DataFrame:

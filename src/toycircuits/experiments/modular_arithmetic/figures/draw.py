@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from toycircuits.core.config import Settings
+from toycircuits.core.plotting import Drawing
 from toycircuits.core.tables import MODEL, first_model
 from toycircuits.experiments.modular_arithmetic.figures.ablations import ablation_bars
 from toycircuits.experiments.modular_arithmetic.figures.attention import (
@@ -64,53 +65,106 @@ def summarise(
     return {"models": final[losses].join(phases).reset_index()}
 
 
-def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
+def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, Drawing]:
     """All figures, by name. Curves show every model; pictures of weights show the first one.
 
     The two figures that show key frequencies alone are left out if no frequency is key.
     """
-    first = {name: first_model(table) for name, table in tables.items() if "seed" in table}
-    frequencies = first["logit_frequencies"]
-    key = frequencies.loc[frequencies["key"], "frequency"].tolist()
-    uniform = float(np.log(len(first["fourier_basis"])))  # ln p
-    training, phases = tables["training"], tables["phases"]
-    figures = {
-        "loss": loss_curves(training, uniform),
-        "loss_phases": loss_with_phases(training, phases, settings.published_phases, uniform),
-        **_of_weights(first),
-        "attention_means": attention_means(first["attention"]),
-        "attention_maps": attention_maps(first["attention_maps"]),
-        "neuron_shares": neuron_shares(first["neurons"]),
-        "neuron_frequencies": neuron_frequency_counts(first["neurons"]),
-        "neuron_fourier": neuron_fourier(first["neuron_fourier"]),
-        "logit_weights_fourier": component_norms(
-            first["logit_weights_fourier"], "W_out W_U in the Fourier basis", "norm over neurons"
-        ),
-        "logit_cosines": logit_cosines(frequencies),
-        "cosines_over_training": cosines_over_training(
-            first["cosines_by_step"], first["progress"], key
-        ),
-        "restricted_excluded": restricted_excluded(first["progress"]),
-        "restricted_ratio": restricted_ratio(first["progress"]),
-        "progress_measures": progress_measures(first["progress"]),
-        "ablations": ablation_bars(first["ablations"]),
-    }
-    if key:
-        figures["embedding_key_gram"] = key_rows_gram(first["embedding_gram"])
-        figures["key_waves"] = key_waves(first["fourier_basis"], key)
-    return figures
-
-
-def _of_weights(first: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
-    basis = first["fourier_basis"]
     return {
-        "embedding_singular_values": singular_values(first["embedding_svd"]),
-        "embedding_singular_vectors": singular_vectors(first["embedding_vectors"]),
-        "fourier_basis": basis_heatmap(basis),
-        "fourier_basis_rows": basis_lines(basis),
-        "fourier_basis_gram": basis_gram(basis),
-        "embedding_fourier": embedding_projection(first["embedding_projection"]),
-        "embedding_fourier_norms": component_norms(
-            first["embedding_fourier"], "Embedding W_E in the Fourier basis", "norm over d_model"
+        **_of_loss(tables, settings),
+        **_of_embedding(tables),
+        **_of_activations(tables),
+        **_of_logits(tables),
+        **_of_progress(tables),
+        "ablations": Drawing(lambda: ablation_bars(first_model(tables["ablations"]))),
+        **_of_key_frequencies(tables),
+    }
+
+
+def key_frequencies(tables: Mapping[str, pd.DataFrame]) -> list[int]:
+    """The key frequencies of the first model."""
+    frequencies = first_model(tables["logit_frequencies"])
+    return [int(k) for k in frequencies.loc[frequencies["key"], "frequency"]]
+
+
+def _of_loss(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, Drawing]:
+    def uniform() -> float:
+        return float(np.log(len(first_model(tables["fourier_basis"]))))  # ln p
+
+    def with_phases() -> go.Figure:
+        published = settings.published_phases
+        return loss_with_phases(tables["training"], tables["phases"], published, uniform())
+
+    return {
+        "loss": Drawing(lambda: loss_curves(tables["training"], uniform()), over_training=True),
+        "loss_phases": Drawing(with_phases, over_training=True),
+    }
+
+
+def _of_embedding(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
+    def first(name: str) -> pd.DataFrame:
+        return first_model(tables[name])
+
+    norms = ("Embedding W_E in the Fourier basis", "norm over d_model")
+    return {
+        "embedding_singular_values": Drawing(lambda: singular_values(first("embedding_svd"))),
+        "embedding_singular_vectors": Drawing(lambda: singular_vectors(first("embedding_vectors"))),
+        "fourier_basis": Drawing(lambda: basis_heatmap(first("fourier_basis"))),
+        "fourier_basis_rows": Drawing(lambda: basis_lines(first("fourier_basis"))),
+        "fourier_basis_gram": Drawing(lambda: basis_gram(first("fourier_basis"))),
+        "embedding_fourier": Drawing(lambda: embedding_projection(first("embedding_projection"))),
+        "embedding_fourier_norms": Drawing(
+            lambda: component_norms(first("embedding_fourier"), *norms)
         ),
+    }
+
+
+def _of_activations(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
+    def first(name: str) -> pd.DataFrame:
+        return first_model(tables[name])
+
+    return {
+        "attention_means": Drawing(lambda: attention_means(first("attention"))),
+        "attention_maps": Drawing(lambda: attention_maps(first("attention_maps"))),
+        "neuron_shares": Drawing(lambda: neuron_shares(first("neurons"))),
+        "neuron_frequencies": Drawing(lambda: neuron_frequency_counts(first("neurons"))),
+        "neuron_fourier": Drawing(lambda: neuron_fourier(first("neuron_fourier"))),
+    }
+
+
+def _of_logits(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
+    def first(name: str) -> pd.DataFrame:
+        return first_model(tables[name])
+
+    def over_training() -> go.Figure:
+        cosines, progress = first("cosines_by_step"), first("progress")
+        return cosines_over_training(cosines, progress, key_frequencies(tables))
+
+    norms = ("W_out W_U in the Fourier basis", "norm over neurons")
+    return {
+        "logit_weights_fourier": Drawing(
+            lambda: component_norms(first("logit_weights_fourier"), *norms)
+        ),
+        "logit_cosines": Drawing(lambda: logit_cosines(first("logit_frequencies"))),
+        "cosines_over_training": Drawing(over_training, over_training=True),
+    }
+
+
+def _of_progress(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
+    def progress() -> pd.DataFrame:
+        return first_model(tables["progress"])
+
+    return {
+        "restricted_excluded": Drawing(lambda: restricted_excluded(progress()), over_training=True),
+        "restricted_ratio": Drawing(lambda: restricted_ratio(progress()), over_training=True),
+        "progress_measures": Drawing(lambda: progress_measures(progress()), over_training=True),
+    }
+
+
+def _of_key_frequencies(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
+    if "logit_frequencies" not in tables or not (key := key_frequencies(tables)):
+        return {}
+    return {
+        "embedding_key_gram": Drawing(lambda: key_rows_gram(first_model(tables["embedding_gram"]))),
+        "key_waves": Drawing(lambda: key_waves(first_model(tables["fourier_basis"]), key)),
     }

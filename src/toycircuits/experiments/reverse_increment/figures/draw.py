@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from pydantic import Field
 
 from toycircuits.core.config import Settings
+from toycircuits.core.plotting import Drawing
 from toycircuits.core.tables import MODEL
 from toycircuits.experiments.reverse_increment.figures import attention, curves, residual, summaries
 from toycircuits.experiments.reverse_increment.figures.ablations import ablation_bars
@@ -41,25 +42,58 @@ def summarise(
     }
 
 
-def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, go.Figure]:
+def draw(tables: Mapping[str, pd.DataFrame], settings: RenderSettings) -> dict[str, Drawing]:
     """All figures, by name."""
-    named = {name: short_names(table) for name, table in tables.items() if "seed" in table}
-    training, patterns = named["training"], named["patterns"]
-    commonest = summaries.commonest_share(named["confusion"])
-    runs = patterns["run"].unique()
+
+    def rows(name: str) -> pd.DataFrame:
+        return short_names(tables[name])
+
+    def ablated() -> go.Figure:
+        return ablation_bars(rows("ablations"), summaries.commonest_share(rows("confusion")))
+
     return {
-        "loss": curves.loss(training),
-        "accuracy": curves.accuracy(training, "accuracy"),
-        "accuracy_string": curves.accuracy(training, "accuracy_string"),
-        "learning_rate": curves.learning_rate(training),
-        "ablations": ablation_bars(named["ablations"], commonest),
-        **{f"attention_{run}": attention.attention(patterns, run) for run in runs},
-        "attention_seeds": attention.attention_seeds(patterns),
-        "mirror": attention.mirror(named["mirror"]),
-        "mirror_course": attention.mirror_course(named["mirror_course"]),
-        "similarity": residual.similarity(named["similarity"]),
-        "confusion": residual.confusion(named["confusion"]),
-        "mlp_output": residual.mlp_output(named["mlp"]),
+        **draw_curves(tables),
+        "ablations": Drawing(ablated),
+        **draw_patterns(tables),
+        "mirror": Drawing(lambda: attention.mirror(rows("mirror"))),
+        "mirror_course": Drawing(
+            lambda: attention.mirror_course(rows("mirror_course")), over_training=True
+        ),
+        "similarity": Drawing(lambda: residual.similarity(rows("similarity"))),
+        "confusion": Drawing(lambda: residual.confusion(rows("confusion"))),
+        "mlp_output": Drawing(lambda: residual.mlp_output(rows("mlp"))),
+    }
+
+
+def draw_curves(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
+    """The curves of the training log."""
+
+    def log() -> pd.DataFrame:
+        return short_names(tables["training"])
+
+    return {
+        "loss": Drawing(lambda: curves.loss(log()), over_training=True),
+        "accuracy": Drawing(lambda: curves.accuracy(log(), "accuracy"), over_training=True),
+        "accuracy_string": Drawing(
+            lambda: curves.accuracy(log(), "accuracy_string"), over_training=True
+        ),
+        "learning_rate": Drawing(lambda: curves.learning_rate(log()), over_training=True),
+    }
+
+
+def draw_patterns(tables: Mapping[str, pd.DataFrame]) -> dict[str, Drawing]:
+    """The attention patterns: of the first seed, a figure for each run; then of every seed."""
+
+    def rows() -> pd.DataFrame:
+        return short_names(tables["patterns"])
+
+    def of_run(run: str) -> Drawing:
+        return Drawing(lambda: attention.attention(rows(), run))
+
+    runs = rows()["run"].unique().tolist() if "patterns" in tables else []
+    return {
+        **{f"attention_{run}": of_run(run) for run in runs},
+        "attention_seeds": Drawing(lambda: attention.attention_seeds(rows())),
     }
 
 
