@@ -172,6 +172,15 @@ def test_without_the_training_all_figures_of_final_models_are_drawn(experiment: 
     assert drawn
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_without_any_table_nothing_is_drawn(experiment: str) -> None:
+    figures, settings, _ = loaded(experiment)
+    assert draw_what_tables_allow({}, settings, figures) == ({}, {})
+    for drawing in figures.draw(Tables(), settings).values():
+        with pytest.raises(AbsentTableError):
+            drawing.make()
+
+
 def final_models() -> list[tuple[str, str]]:
     return [(name, run) for name in EXPERIMENTS for run in config.runs_of(PARAMS, name)]
 
