@@ -80,7 +80,7 @@ def find_models(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for name in ("heads", "qk", "ov", "context"):
         if name in tables:
             return named(tables[name][MODEL].drop_duplicates())
-    return named(pd.DataFrame(columns=MODEL, dtype=str))
+    return pd.DataFrame(columns=[*MODEL, "group", "label"])
 
 
 def draw_weights(tables: Mapping[str, pd.DataFrame], models: pd.DataFrame) -> dict[str, Drawing]:
