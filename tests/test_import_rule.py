@@ -19,13 +19,14 @@ ALLOWED = {
     "dvc_parallel": set[str](),
     "package": {"from_source"},  # every stage imports it; it finds `api` by its name
     "from_source": set[str](),
-    "api": {"released"},
+    "api": {"released", "foreign"},
     "released": {"core", "revisions", "claims", "report"},
     "revisions": {"core", "claims", "report", "git"},
+    "foreign": {"core", "claims", "report"},
     "git": {"core"},
     "commands": {
         *("core", "claims", "report", "slice", "dvc_parallel"),
-        *("released", "revisions", "git"),
+        *("released", "revisions", "git", "foreign"),
     },
     "__main__": {"cli"},
     "cli": {"api", "core", "commands", "released", "revisions"},

@@ -162,6 +162,47 @@ def compare(
         print(text, file=sys.stderr if markdown else sys.stdout)
 
 
+@app.command()
+def analyse(
+    weights: Annotated[Path, typer.Argument(help="safetensors, or a file of `torch.save`")],
+    run: Annotated[str, typer.Option(help="whose settings to use: a run of params.yaml")],
+    scale: Annotated[
+        str, typer.Option(help="at which scale; paper has the settings of the published studies")
+    ] = "paper",
+    variant: Annotated[
+        str | None, typer.Option(help="a variant of the run; by default the one that fits")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="a model, if the file has several, as in reports/weights")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the tables; by default analysis/NAME")
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="also write a page with figures and claims there")
+    ] = False,
+) -> None:
+    """Measure and ablate somebody's own weights as if they were a model of a run.
+
+    The file has a state dict, with the parameter names of TransformerLens 1 to 4. Claims that the
+    tables decide are judged, also for an untrained network as a control.
+
+    Example: toycircuits analyse model.pt --run order_by_scale_2l --page
+    """
+    here, weights = Path.cwd(), weights.absolute()
+    with _in_project():
+        from toycircuits.commands import analyse as analysis
+
+        _params()
+        out = here / (out or Path("analysis") / weights.stem)
+        results = analysis.run_analysis(weights, run, scale, variant, model)
+        files = analysis.write(results, out, with_page=page)
+        _print(analysis.as_tables(results))
+        print(f"{len(files)} files: {_seen_from(here, out)}/")
+        if page:
+            print(f"page: {_seen_from(here, files[-1])}")
+
+
 @app.command("new-experiment")
 def new_experiment(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and _")],

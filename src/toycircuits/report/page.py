@@ -35,7 +35,6 @@ def page_html(
     everything = dict(current)
     for records_of_experiment in stages.values():
         everything |= records_of_experiment
-    folder = Path(__file__).parent / "templates"
     return (
         environment()
         .get_template("page.html")
@@ -50,12 +49,25 @@ def page_html(
             marks=MARKS,
             sums={outcome: sum(count[outcome] for count in counts.values()) for outcome in MARKS},
             totals=totals(everything),
-            style=Markup((folder / "page.css").read_text("utf-8")),
-            script=Markup((folder / "page.js").read_text("utf-8")),
-            plotly=Markup(plotly.replace("</script", "<\\/script")),
-            template=Markup(script_json(template)),
+            **inline_parts(plotly, template),
         )
     )
+
+
+def inline_parts(plotly: str, template: Mapping[str, Any]) -> dict[str, Markup]:
+    """What every page holds so that it works offline: style, scripts, the figures' template.
+
+    Args:
+        plotly: source of the Plotly library.
+        template: Plotly template of all figures.
+    """
+    folder = Path(__file__).parent / "templates"
+    return {
+        "style": Markup((folder / "page.css").read_text("utf-8")),
+        "script": Markup((folder / "page.js").read_text("utf-8")),
+        "plotly": Markup(plotly.replace("</script", "<\\/script")),
+        "template": Markup(script_json(template)),
+    }
 
 
 def _provenance_html(experiment: str, stages: Mapping[str, Any], params: Mapping[str, Any]) -> str:
