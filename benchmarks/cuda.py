@@ -66,13 +66,12 @@ def find_modules() -> None:
 
 
 def _take_wheels(target: Path) -> None:
-    """Act on `--wheels FOLDER` among the arguments, and leave the others for the program."""
-    if "--wheels" in sys.argv:
-        place = sys.argv.index("--wheels")
-        folder = sys.argv[place + 1 : place + 2]
-        if not folder:
-            raise SystemExit("error: --wheels: missing folder")
-        unpack_wheels(Path(folder[0]), target)
+    """Act on `--wheels FOLDER` or `--wheels=FOLDER`; the program itself ignores the option."""
+    for place, argument in enumerate(sys.argv):
+        name, _, value = argument.partition("=")
+        folder = [value] if value else sys.argv[place + 1 : place + 2]
+        if name == "--wheels" and folder:
+            unpack_wheels(Path(folder[0]), target)
 
 
 def main() -> None:

@@ -1,0 +1,453 @@
+"""The GPU benchmark, on a CPU: many models at once train as each alone, and checks find faults.
+
+What a graph of kernels forbids, such as numbers copied from the host, is found on the device
+"meta": its tensors have shapes and no values.
+"""
+
+import csv
+import doctest
+import importlib.util
+import math
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from project import ROOT, environment_of
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from toycircuits.core.batches import Batch
+from toycircuits.core.config import read_params
+from toycircuits.core.train_settings import Schedule
+from toycircuits.core.training import Objective, train
+
+sys.path.append(str(ROOT / "benchmarks/gpu"))
+
+import cuda_agreement
+import cuda_grokking
+import cuda_machine
+import cuda_rates
+import cuda_report
+import cuda_tables
+from cuda_machine import OUT_OF_TIME, Deadline, attempt
+from cuda_trainings import Captured, Case, Constants, Training, read_case
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+PARAMS = read_params(ROOT / "params.yaml")
+SCRIPT = ROOT / "benchmarks/cuda.py"
+COPY = ("order_by_scale_2l", "")
+# One that repeats the order of its batches, one that draws new ones, and one with what no other
+# has: LayerNorm, biases, and a bias (b_K) without a gradient.
+STACKED = [
+    COPY,
+    ("order_by_scale_2l_new_orders", ""),
+    ("list_copy_100_2l_ln_bias", "free_V_free_O"),
+    ("modular_subtraction", ""),
+]
+
+
+def case_of(run: str, variant: str = "", scale: str = "quick") -> Case:
+    return read_case(PARAMS | {"scale": scale}, run, variant)
+
+
+def in_double(stack: Training) -> Training:
+    """A training of the same models in float64."""
+    stack.model.double()
+    stack.model._first[0].double()  # type: ignore[index, union-attr]
+    return Training(stack.model, stack.stream, stack.loss, stack.train)
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max(float((one[name] - other[name]).detach().abs().max()) for name in one)
+
+
+def test_it_trains_as_the_project_does(tmp_path: Path) -> None:
+    case = case_of("reverse_increment_random")  # with a schedule, clipping and uneven batches
+    assert case.train.clip_grad_norm
+    schedule = Schedule(warmup=1, peak=1.3)
+    settings = case.train.model_copy(update={"length": 3, "schedule": schedule})
+    theirs, ours = case.begin(CPU), case.begin(CPU)
+    ours.train = settings
+    objective = Objective(theirs.stream, case.task.loss, lambda model: {})  # type: ignore[arg-type]
+    rows = train(theirs.model, objective, settings, tmp_path / "state", "key", {})
+    losses = [float(ours.advance()) for _ in range(int(rows[-1]["step"]))]
+    assert [row["train_loss"] for row in rows[:-1]] == losses[:: ours.stream.per_epoch]
+    assert len({row["lr"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize(("run", "variant"), STACKED)
+def test_each_model_of_a_stack_trains_as_it_does_alone(run: str, variant: str) -> None:
+    case, n, steps = case_of(run, variant), 3, 12  # more steps than an epoch of copying has
+    stack = in_double(case.begin_side_by_side(CPU, n))
+    pairs = case.seed_pairs(n)
+    alone = [case.begin(CPU, pair, torch.float64) for pair in pairs]
+    for _ in range(steps):
+        for training in (stack, *alone):
+            training.advance()
+    states = [dict(training.model.named_parameters()) for training in alone]
+    for k, state in enumerate(states):
+        # In float64, rounding errors of 1e-16 grow to far less than this in a few steps.
+        assert distance(stack.model.state_of(k), state) < 1e-9  # type: ignore[operator]
+        other = states[(k + 1) % n]
+        assert distance(stack.model.state_of(k), other) > 1e-3  # type: ignore[operator]
+
+
+def test_the_check_of_a_stack_finds_models_with_the_wrong_batches() -> None:
+    case = case_of(*COPY)
+    right = case.begin_side_by_side(CPU, 3)
+    assert cuda_rates.difference_of_stack(case, right, 3) < cuda_rates.TOLERANCE
+    wrong = case.begin_side_by_side(CPU, 3)
+    wrong.stream._streams.reverse()  # type: ignore[attr-defined]
+    assert cuda_rates.difference_of_stack(case, wrong, 3) > cuda_rates.TOLERANCE
+
+
+def test_runs_that_clip_gradients_are_not_stacked() -> None:
+    with pytest.raises(ValueError, match="clips gradients"):
+        case_of("reverse_increment_random").begin_side_by_side(CPU, 2)
+
+
+@pytest.mark.parametrize("run", ["reverse_increment_random", "modular_subtraction"])
+def test_a_step_with_fixed_memory_is_the_eager_one(run: str) -> None:
+    case = case_of(run)
+    eager, fixed = case.begin(CPU), case.begin(CPU)
+    fixed.capture()
+    assert isinstance(fixed.compute, Captured)
+    memory = [value.data_ptr() for value in fixed.compute.inputs.values()]
+    steps = 20 if run == "reverse_increment_random" else 3  # the 15th batch is smaller
+    for _ in range(steps):
+        # The learning rate is a tensor in float32 where a schedule changes it: 1e-7 of it is lost.
+        assert float(fixed.advance()) == pytest.approx(float(eager.advance()), rel=1e-6)
+    assert [value.data_ptr() for value in fixed.compute.inputs.values()] == memory
+
+
+def test_the_check_of_a_graph_finds_one_that_keeps_its_first_batch() -> None:
+    case = case_of(*COPY)
+    eager, stale = case.begin(CPU), case.begin(CPU)
+    stale.capture()
+    assert isinstance(stale.compute, Captured)
+    first = stale.compute.inputs
+    step = stale.compute
+    stale.compute = lambda batch: step(first)
+    assert cuda_rates.difference(eager, stale) > cuda_rates.TOLERANCE
+
+
+class FromHost(TorchDispatchMode):
+    """Notes the operations that take a tensor on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)]
+        if any(x.device.type == "cpu" for x in tensors):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def check_that_a_graph_can_hold(step: Callable[[Batch], object], batch: Batch) -> None:
+    """Raise if a warm step reads from the host or from the device."""
+    constants = Constants(META)
+    with constants:
+        step(batch)
+        kept = len(constants._kept)
+        with FromHost() as host:
+            step(batch)  # a value read from the device would raise: there are none
+    assert len(constants._kept) == kept, "a constant is made anew at each step"
+    assert not host.found, host.found
+
+
+SINGLE = [(run, variant, None) for run, variant in cuda_report.TIMED]
+MANY = [(run, variant, 3) for run, variant in cuda_report.STACKED]
+
+
+@pytest.mark.parametrize(("run", "variant", "n"), [*SINGLE, *MANY])
+def test_a_graph_can_hold_a_step(run: str, variant: str, n: int | None) -> None:
+    case = case_of(run, variant, "paper")
+    training = case.begin(META) if n is None else case.begin_side_by_side(META, n)
+    check_that_a_graph_can_hold(training.update, training.example())
+
+
+def test_what_a_graph_cannot_hold_is_found() -> None:
+    batch = {"x": torch.ones(3, device=META)}
+    with pytest.raises(AssertionError, match="add"):
+        check_that_a_graph_can_hold(lambda batch: batch["x"] + torch.ones(()), batch)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        check_that_a_graph_can_hold(lambda batch: batch["x"].sum().item(), batch)
+    numbers = iter(range(9))
+    with pytest.raises(AssertionError, match="anew"):
+        check_that_a_graph_can_hold(lambda batch: torch.tensor(next(numbers), device=META), batch)
+
+
+def test_constants_are_made_once_and_have_their_values() -> None:
+    x = torch.arange(12.0).view(3, 4)
+    with Constants(CPU) as constants:
+        found = [x[:, [2, 0]] for _ in range(2)] + [x[[1]]]
+        made = [torch.tensor([2, 0]) for _ in range(2)]
+    assert torch.equal(found[0], x[:, [2, 0]])
+    assert torch.equal(found[1], x[:, [2, 0]])
+    assert torch.equal(found[2], x[1:2])
+    assert made[0] is made[1]
+    assert made[0].tolist() == [2, 0]
+    assert len(constants._kept) == 3
+
+
+def other_order(case: Case) -> Training:
+    """A training that sums in another order: a hook makes the model compute every activation."""
+    training = case.begin(CPU)
+    hooks = [m for name, m in training.model.named_modules() if "hook" in name]
+    hooks[0].register_forward_hook(lambda *_: None)
+    return training
+
+
+class LowPrecision(nn.Module):
+    """A model whose weights are cut to the 10 bits after the point that TF32 has."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        cut = {
+            name: value + (self._cut(value.detach()) - value.detach())  # the gradient as it is
+            for name, value in self.model.named_parameters()
+        }
+        return torch.func.functional_call(self.model, cut, args, kwargs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _cut(x: Tensor) -> Tensor:
+        return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+def test_another_order_of_sums_agrees() -> None:
+    case = case_of(*COPY)
+    found = cuda_agreement.compare(case, CPU, Deadline(60), 30, lambda: other_order(case))
+    assert found.holds
+    assert (found.taken, found.planned, found.held) == (30, 300, 30)
+    assert found.gradient.device != found.gradient.cpu  # it is another order
+    assert set(found.shares) == {"accuracy", "accuracy_lists"}
+
+
+def test_low_precision_does_not_agree() -> None:
+    case = case_of(*COPY)
+
+    def begin() -> Training:
+        training = case.begin(CPU)
+        low = LowPrecision(training.model)
+        return Training(low, training.stream, training.loss, training.train)
+
+    found = cuda_agreement.compare(case, CPU, Deadline(60), 12, begin)
+    assert not found.holds
+    # The first losses hardly depend on the weights, which are small. The gradient does.
+    assert not found.gradient.holds
+    assert found.gradient.device > 100 * found.gradient.cpu
+    assert "OUTSIDE" in str(found.gradient)
+
+
+def test_a_device_that_computes_no_number_does_not_agree() -> None:
+    case = case_of(*COPY)
+
+    def begin() -> Training:
+        training = case.begin(CPU)
+        training.compute = lambda batch: training.update(batch) * math.nan
+        return training
+
+    assert not cuda_agreement.compare(case, CPU, Deadline(60), 3, begin).losses.holds
+
+
+def test_what_has_come_apart_on_the_cpu_is_not_judged() -> None:
+    apart = cuda_agreement.Distance(device=0.5, cpu=0.002, multiple=100)
+    assert apart.holds
+    assert "not judged" in str(apart)
+    assert not cuda_agreement.Distance(device=0.5, cpu=0.001, multiple=100).holds
+
+
+def test_no_time_means_no_cells(tmp_path: Path) -> None:
+    plan = cuda_report.Plan(PARAMS, CPU, tiny=False)
+    report = cuda_tables.Report(tmp_path / "t.md", "Title", {})
+    cuda_report.report_agreement(report, plan, Deadline(0))
+    assert [row[1] for row in report.sections[0].rows] == [OUT_OF_TIME] * len(cuda_report.COMPARED)
+    assert not report.problems
+    case = case_of(*COPY)
+    taken = cuda_agreement.compare(case, CPU, Deadline(0), None).taken
+    assert taken == cuda_agreement.CHECK_EVERY
+
+
+def test_a_failure_is_shown_in_its_cells_and_in_the_exit_code(tmp_path: Path) -> None:
+    def hide() -> None:
+        try:
+            raise ValueError("first\nand more")
+        finally:
+            raise RuntimeError("second")
+
+    assert attempt(lambda: 3) == 3
+    assert attempt(hide) == "failed: ValueError: first"
+    row = cuda_rates.Single(eager=2.0)
+    cuda_report.fill(row, hide)
+    assert row == cuda_rates.Single(2.0, *["failed: ValueError: first"] * 4)
+    report = cuda_tables.Report(tmp_path / "folder" / "t.md", "Title", {"device": "none"})
+    report.begin("Section", "Text.", ["run", "rate"])
+    report.put(0, ["good", 1234.5])
+    report.put(1, ["bad", row.graph])
+    report.put(2, ["outside", 0.5], problem=True)
+    assert report.problems == ["Section: bad", "Section: outside"]
+    assert "| good | 1,234 |" in report.path.read_text()
+
+
+def test_models_that_do_not_fit_are_trained_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def measure(case: Case, device: object, clock: object, row: cuda_rates.Many, n: int) -> None:
+        tried.append(n)
+        if n > 3:
+            raise torch.cuda.OutOfMemoryError
+        row.chunk = n
+
+    monkeypatch.setattr(cuda_rates, "_measure_chunk", measure)
+    row = cuda_rates.Many(8)
+    cuda_rates.measure_many(case_of(*COPY), CPU, cuda_rates.Clock(), row)
+    assert (tried, row.chunk) == ([8, 4, 2], 2)
+
+
+def test_a_signal_leaves_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Training.advance
+
+    def stop_at_7(training: Training) -> Tensor:
+        if training.taken == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(training)
+
+    monkeypatch.setattr(Training, "advance", stop_at_7)
+    file = tmp_path / "curves.csv"
+    case = case_of("modular_subtraction")
+    curves = cuda_grokking.train_many(case, CPU, Deadline(60), 2, file, case.train.length)
+    assert (curves.epochs, curves.why) == (7, f"signal {signal.SIGTERM.value}")
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["seed"], row["epoch"]) for row in rows] == [
+        *[("999", "0"), ("1000", "0")],
+        *[("999", "5"), ("1000", "5")],
+    ]
+    alone = case.begin(CPU)
+    losses = [float(alone.advance()) for _ in range(6)]
+    assert float(rows[0]["train_loss"]) == pytest.approx(losses[0], rel=1e-6)
+    assert float(rows[2]["train_loss"]) == pytest.approx(losses[5], rel=1e-4)
+
+
+def test_epochs_of_grokking_follow_the_rules_of_the_project() -> None:
+    epochs = np.arange(0, 500, 100)
+    losses = {7: [5.0, 6.0, 1.0, 1e-5, 1e-6], 8: [5.0, 6.0, 7.0, 1.0, 0.5]}
+    rows = [
+        (seed, epoch, 1e-6, loss)
+        for k, epoch in enumerate(epochs)
+        for seed, loss in ((seed, found[k]) for seed, found in losses.items())
+    ]
+    table = cuda_grokking.pd.DataFrame(rows, columns=list(cuda_grokking.COLUMNS))
+    curves = cuda_grokking.Curves([7, 8], 400, 400, table, "")
+    rules = cuda_grokking.rules_of(PARAMS | {"scale": "paper"})
+    phases = cuda_grokking.phases_of(curves, 113, rules).set_index("seed")
+    assert phases.loc[7, "grokked_epoch"] == 300
+    assert math.isnan(float(phases.loc[8, "grokked_epoch"]))
+    assert cuda_grokking.quantile(phases["grokked_epoch"].to_list(), 0.5) == 300
+    assert cuda_grokking.quantile(phases["grokked_epoch"].to_list(), 0.75) == math.inf
+
+
+@pytest.mark.parametrize("module", [cuda_grokking, cuda_tables, cuda_machine])
+def test_examples_in_docstrings(module: Any) -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+def script(
+    *arguments: str | Path, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *options, SCRIPT, *map(str, arguments)],
+        env=environment_of(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_dry_run(tmp_path: Path) -> None:
+    done = script("--device", "cpu", "--tiny", "--out", tmp_path / "t.md")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "t.md").read_text()
+    assert "failed" not in text
+    assert OUT_OF_TIME not in text
+    for title in ("Agreement", "One model", "Many models"):
+        assert f"## {title}" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    tiny = cuda_report.TINY_RUNS
+    many = len(cuda_report.TINY_STACKED) * len(cuda_report.TINY_SIZES)
+    assert len(rows) == 3 * 2 + 2 * len(tiny) + many
+    assert torch.__version__ in text
+
+
+@pytest.mark.slow
+def test_dry_run_of_many_seeds(tmp_path: Path) -> None:
+    done = script("grok", "--device", "cpu", "--tiny", "--seeds", "2", "--out", tmp_path / "g.md")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "g.csv").open() as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == list(cuda_grokking.COLUMNS)
+    assert [row[:2] for row in rows[1:]] == [
+        *[["999", "0"], ["1000", "0"]],
+        *[["999", "4"], ["1000", "4"]],
+    ]
+    assert (tmp_path / "g_phases.csv").exists()
+    assert "| grokked_epoch | 0 of 2 |" in (tmp_path / "g.md").read_text()
+
+
+def test_missing_packages_are_named_in_one_line() -> None:
+    done = script("--tiny", options=("-I", "-S"))  # without any installed package
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "packages are missing: torch numpy" in done.stderr
+    assert "pydantic" in done.stderr
+
+
+def test_wheels_bring_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("benchmark_launcher", SCRIPT)
+    assert spec
+    assert spec.loader
+    launcher = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launcher)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(launcher.PACKAGES, "made_for_this_test", "made-for-this-test")
+    assert launcher.missing_packages() == ["made-for-this-test"]
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with pytest.raises(SystemExit, match="found no wheels"):
+        launcher.unpack_wheels(wheels, tmp_path / "site")
+    with zipfile.ZipFile(wheels / "made-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("made_for_this_test/__init__.py", "")
+    launcher.unpack_wheels(wheels, tmp_path / "site")
+    assert launcher.missing_packages() == []
+
+
+def test_nothing_hides_the_package_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"import sys; sys.argv = [{str(SCRIPT)!r}, '--help']; import runpy\n"
+    code += f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+    code += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += "except SystemExit: pass\n"
+    code += "import importlib.util; spec = importlib.util.find_spec('cuda')\n"
+    code += "print('origin', spec and spec.origin)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment_of(),
+    )
+    assert "benchmarks" not in done.stdout.splitlines()[-1]
