@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,12 @@ def test_a_failure_is_shown_in_its_cells_and_in_the_exit_code(tmp_path: Path) ->
         finally:
             raise RuntimeError("second")
 
-    assert attempt(lambda: 3) == 3
-    assert attempt(hide) == "failed: ValueError: first"
-    row = cuda_rates.Single(eager=2.0)
-    cuda_report.fill(row, hide)
-    assert row == cuda_rates.Single(2.0, *["failed: ValueError: first"] * 4)
+    assert attempt(lambda: 3, Deadline(60)) == 3
+    failed = "failed: RuntimeError: second, after ValueError: first"
+    assert attempt(hide, Deadline(60)) == failed
+    row = cuda_rates.Many(8, eager=2.0)
+    cuda_report.fill(row, hide, Deadline(60))
+    assert row == cuda_rates.Many(8, failed, 2.0, failed, failed, failed)
     report = cuda_tables.Report(tmp_path / "folder" / "t.md", "Title", {"device": "none"})
     report.begin("Section", "Text.", ["run", "rate"])
     report.put(0, ["good", 1234.5])
@@ -142,6 +144,13 @@ def test_a_failure_is_shown_in_its_cells_and_in_the_exit_code(tmp_path: Path) ->
     report.put(2, ["outside", 0.5], problem=True)
     assert report.problems == ["Section: bad", "Section: outside"]
     assert "| good | 1,234 |" in report.path.read_text()
+
+
+def test_a_cell_that_takes_too_long_is_stopped() -> None:
+    start = time.monotonic()
+    assert attempt(lambda: time.sleep(30), Deadline(0.2)) == OUT_OF_TIME
+    assert attempt(lambda: time.sleep(0.3), Deadline(60)) is None  # and its timer is off
+    assert time.monotonic() - start < 20
 
 
 def test_models_that_do_not_fit_are_trained_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,13 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +20,7 @@ import torch
 
 FAILED = "failed:"  # how a cell begins that ended with an exception
 OUT_OF_TIME = "not run: out of time"
+SHORTEST = 0.001  # seconds of a timer, which 0 would turn off
 NONE = "–"  # noqa: RUF001 - for a cell that does not apply
 T = TypeVar("T")
 
@@ -46,20 +50,53 @@ class Deadline:
         return Deadline(self.left * fraction)
 
 
-def attempt(cell: Callable[[], T]) -> T | str:
+class TimeUpError(Exception):
+    """The time for a cell is over."""
+
+
+@contextmanager
+def limited(deadline: Deadline) -> Iterator[None]:
+    """Raise a `TimeUpError` in the body at the deadline; only a program's main thread can."""
+
+    def stop(*_: object) -> None:
+        raise TimeUpError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(deadline.left, SHORTEST))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def attempt(cell: Callable[[], T], deadline: Deadline) -> T | str:
     """What `cell` returns, or one line about the exception that it ends with.
 
-    Where one exception led to another, as when the capture of a graph is given up, the line is
-    about the first.
+    Where one exception led to another, as when the capture of a graph is given up, the line has
+    both. At the deadline the cell is stopped.
     """
     try:
-        return cell()
+        with limited(deadline):
+            return cell()
+    except TimeUpError:
+        return OUT_OF_TIME
     except Exception as error:  # one failure must not cost the rest of the table
         first: BaseException = error
         while first.__context__ and not first.__suppress_context__:
             first = first.__context__
-        lines = str(first).strip().splitlines() or [""]
-        return f"{FAILED} {type(first).__name__}: {lines[0][:160]}"
+        if isinstance(first, TimeUpError):
+            return OUT_OF_TIME
+        text = f"{FAILED} {_in_short(error)}"
+        return text if first is error else f"{text}, after {_in_short(first)}"
+
+
+def _in_short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"
 
 
 def description(device: torch.device, commit: str = "") -> dict[str, str]:

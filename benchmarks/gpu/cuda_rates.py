@@ -10,6 +10,7 @@ from cuda_agreement import CPU
 from cuda_machine import (
     NONE,
     OUT_OF_TIME,
+    Deadline,
     attempt,
     peak_memory,
     reset_memory,
@@ -80,15 +81,18 @@ class Single:
     cpu: float | str = OUT_OF_TIME
 
 
-def measure_single(case: Case, device: torch.device, clock: Clock, row: Single) -> None:
+def measure_single(
+    case: Case, device: torch.device, clock: Clock, row: Single, deadline: Deadline
+) -> None:
     """Fill in `row`, all but `compiled`."""
-    row.eager = attempt(lambda: clock.rate(case.begin(device).advance, device))
-    row.cpu = attempt(lambda: clock.rate(case.begin(CPU).advance, CPU))
+    row.eager = attempt(lambda: clock.rate(case.begin(device).advance, device), deadline)
+    row.cpu = attempt(lambda: clock.rate(case.begin(CPU).advance, CPU), deadline)
     if device.type != "cuda":
         row.graph = row.difference = row.compiled = NONE
         return
-    row.difference = attempt(lambda: difference(case.begin(device), captured(case, device)))
-    row.graph = attempt(lambda: clock.rate(captured(case, device).advance, device))
+    same = attempt(lambda: difference(case.begin(device), captured(case, device)), deadline)
+    row.difference = same
+    row.graph = attempt(lambda: clock.rate(captured(case, device).advance, device), deadline)
 
 
 def captured(case: Case, device: torch.device) -> Training:

@@ -69,7 +69,7 @@ TINY_STACKED, TINY_SIZES, TINY_STEPS = [TINY_RUNS[0], TINY_RUNS[3]], (2, 3), 4
 # Of the time that is left when a part begins, the share that it may take.
 AGREEMENT_SHARE, SINGLE_SHARE, MANY_SHARE = 0.4, 0.5, 0.95
 # Seconds that a cell may need: none begins with less time left.
-FOR_AGREEMENT, FOR_SINGLE, FOR_COMPILED, FOR_MANY = 3, 10, 40, 15
+FOR_AGREEMENT, FOR_SINGLE, FOR_COMPILED, FOR_MANY = 5, 10, 40, 15
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -104,9 +104,9 @@ class Plan:
         return read_case(self.params | {"scale": "quick" if self.tiny else scale}, run, variant)
 
 
-def fill(row: Any, measure: Callable[[], object]) -> None:
+def fill(row: Many, measure: Callable[[], object], deadline: Deadline) -> None:
     """Let `measure` fill in a row. If it fails, the cells that are still open say why."""
-    failure = attempt(measure)
+    failure = attempt(measure, deadline)
     if isinstance(failure, str):
         for one in fields(row):
             if getattr(row, one.name) == OUT_OF_TIME:
@@ -136,7 +136,10 @@ def _compared(plan: Plan, run: str, variant: str, deadline: Deadline) -> tuple[l
     name, most = f"{run} {variant}".strip(), TINY_STEPS if plan.tiny else None
     if deadline.left < FOR_AGREEMENT and not plan.tiny:
         return [name, OUT_OF_TIME, *[NONE] * 6], False
-    found = attempt(lambda: compare(plan.case(run, variant, "quick"), plan.device, deadline, most))
+    # `compare` ends in time by itself, with what it has; this is for a device that hangs.
+    late = Deadline(deadline.left + FOR_AGREEMENT)
+    case = plan.case(run, variant, "quick")
+    found = attempt(lambda: compare(case, plan.device, deadline, most), late)
     if isinstance(found, str):
         return [name, found, *[NONE] * 6], True
     return [name, *_agreement_cells(found)], not found.holds
@@ -164,13 +167,13 @@ def report_single(report: Report, plan: Plan, deadline: Deadline) -> dict[str, f
     for place, (run, variant) in enumerate(TINY_RUNS if plan.tiny else TIMED):
         case, row = plan.case(run, variant, "paper"), Single()
         if deadline.left > FOR_SINGLE or plan.tiny:
-            fill(row, functools.partial(measure_single, case, plan.device, plan.clock, row))
+            measure_single(case, plan.device, plan.clock, row, deadline)
         rows.append((case, row))
         report.put(place, _single_cells(case, row), not within(row.difference))
     for place, (case, row) in enumerate(rows):  # last, because it takes longest
         if row.compiled == OUT_OF_TIME and deadline.left > FOR_COMPILED:
             cell = functools.partial(measure_compiled, case, plan.device, plan.clock)
-            row.compiled = attempt(cell)
+            row.compiled = attempt(cell, deadline)
             report.put(place, _single_cells(case, row), not within(row.difference))
     return {case.name: row.graph for case, row in rows if isinstance(row.graph, float)}
 
@@ -212,7 +215,8 @@ def report_many(report: Report, plan: Plan, deadline: Deadline, singles: dict[st
     for place, (run, variant, n) in enumerate(cells):
         case, row = plan.case(run, variant, "paper"), Many(n)
         if deadline.left > FOR_MANY or plan.tiny:
-            fill(row, functools.partial(measure_many, case, plan.device, plan.clock, row))
+            cell = functools.partial(measure_many, case, plan.device, plan.clock, row)
+            fill(row, cell, deadline)
         ratio = _ratio(row.graph, singles.get(case.name))
         found = [case.name, n, row.chunk, row.eager, row.graph, ratio]
         report.put(
