@@ -225,10 +225,12 @@ def test_constants_are_made_once_and_have_their_values() -> None:
     x = torch.arange(12.0).view(3, 4)
     with Constants(CPU) as constants:
         found = [x[:, [2, 0]] for _ in range(2)] + [x[[1]]]
+        masked = x[[True, False, True]]
         made = [torch.tensor([2, 0]) for _ in range(2)]
     assert torch.equal(found[0], x[:, [2, 0]])
     assert torch.equal(found[1], x[:, [2, 0]])
     assert torch.equal(found[2], x[1:2])
+    assert torch.equal(masked, x[[0, 2]])
     assert made[0] is made[1]
     assert made[0].tolist() == [2, 0]
     assert len(constants._kept) == 3

@@ -209,8 +209,8 @@ def report_many(report: Report, plan: Plan, deadline: Deadline, singles: dict[st
     report.begin("Many models", text, [*columns, "ratio", "difference", "memory, GB"])
     cells = [
         (*one, n)
+        for n in (TINY_SIZES if plan.tiny else SIZES)  # the largest last, if time is short
         for one in (TINY_STACKED if plan.tiny else STACKED)
-        for n in (TINY_SIZES if plan.tiny else SIZES)
     ]
     for place, (run, variant, n) in enumerate(cells):
         case, row = plan.case(run, variant, "paper"), Many(n)

@@ -187,7 +187,7 @@ class Constants(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _on_device(self, part: Any) -> Any:
-        if not isinstance(part, list):
+        if not (isinstance(part, list) and all(type(number) is int for number in part)):
             return part
         key = f"index {part}"
         if key not in self._kept:
