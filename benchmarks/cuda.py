@@ -10,7 +10,6 @@ packages that are missing from wheels in a folder; README.md beside this file sa
 """
 
 import importlib.util
-import os
 import sys
 import tempfile
 import zipfile
@@ -77,8 +76,6 @@ def _take_wheels(target: Path) -> None:
 def main() -> None:
     """Check that all packages are there, and run the program."""
     find_modules()
-    # What PyTorch's deterministic mode asks for on a GPU, before CUDA starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with tempfile.TemporaryDirectory() as target:
         _take_wheels(Path(target))
         if missing := missing_packages():

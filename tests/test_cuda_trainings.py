@@ -138,7 +138,7 @@ def test_a_capture_warms_up_and_leaves_the_training_as_it_was(
         return SimpleNamespace(wait_stream=lambda _: events.append("wait"))
 
     @contextmanager
-    def enter(*entered: object) -> Iterator[None]:
+    def enter(*entered: object, stream: object = None) -> Iterator[None]:
         events.append("graph" if isinstance(entered[0], Graph) else "side stream")
         yield
 
@@ -155,12 +155,19 @@ def test_a_capture_warms_up_and_leaves_the_training_as_it_was(
     update = training.update
 
     def noted(batch: Batch) -> Tensor:
+        # PyTorch's deterministic functions may read from the device, which a graph forbids.
+        assert not torch.are_deterministic_algorithms_enabled()
         events.append("step")
         return update(batch)
 
     monkeypatch.setattr(training, "update", noted)
     training.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
-    training.capture()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        training.capture()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
     steps = ["step"] * WARM_UP
     assert events == ["wait", "side stream", *steps, "wait", "graph", "step"]
     before, after = (dict(each.model.named_parameters()) for each in (same, training))

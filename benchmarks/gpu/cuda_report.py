@@ -293,7 +293,7 @@ def main(
         facts = description(torch_device, commit)
         if tiny:
             facts["sizes"] = "a dry run: all at the quick scale, with few steps and few models"
-        facts["arithmetic"] = "float32, TF32 off, PyTorch's deterministic mode as in all trainings"
+        facts["arithmetic"] = "float32, TF32 off; PyTorch's deterministic mode on, except in graphs"
         report = Report(out or ROOT / "benchmarks" / names[part], titles[part], facts)
         if part is Part.TABLE:
             run_table(report, plan, deadline)

@@ -4,7 +4,9 @@ Models, losses, batches, gradients and the optimizer are the project's own. Data
 drawn on the CPU and then moved, so that a seed means the same on every device.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -136,17 +138,20 @@ class Captured:
             self._replay: Callable[[], object] = lambda: self.loss.copy_(step(self.inputs))
             self.loss = torch.zeros((), dtype=torch.float64, device=device)
             return
-        constants = Constants(device)
+        self._constants = Constants(device)
+        gc.collect()  # what is left of earlier steps remembers their stream
         side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         side.wait_stream(main)
-        with torch.cuda.stream(side), constants:
-            for _ in range(WARM_UP):
-                step(self.inputs)
-        main.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph), constants:
-            self.loss = step(self.inputs)
-        self._constants, self._replay = constants, graph.replay
+        with _fastest_algorithms(), self._constants:
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    step(self.inputs)
+            main.wait_stream(side)
+            # On the stream of the warm-up, because PyTorch may remember it for the parameters.
+            with torch.cuda.graph(graph, stream=side):
+                self.loss = step(self.inputs)
+        self._replay = graph.replay
 
     def __call__(self, batch: Batch) -> Tensor:
         """Take the step on `batch`; the next call overwrites the loss that this one returns."""
@@ -156,6 +161,24 @@ class Captured:
             value.copy_(batch[name])
         self._replay()
         return self.loss
+
+
+@contextmanager
+def _fastest_algorithms() -> Iterator[None]:
+    """Turn PyTorch's deterministic mode off in the body.
+
+    In this mode, the gradient of `gather` is computed by a function that checks its indices on the
+    host, which a graph forbids. Our indices are distinct there, so the result is the same.
+    """
+    is_on, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_on, warn_only=warns)
 
 
 class Constants(TorchFunctionMode):
