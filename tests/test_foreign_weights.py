@@ -18,6 +18,7 @@ from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.transformer import Transformer
 from toycircuits.foreign.fit import fit_run
 from toycircuits.foreign.weights import (
+    check_tensors,
     misfit,
     read_state_dict,
     standard_names,
@@ -195,8 +196,77 @@ WRONG: list[tuple[Callable[[State], State], str]] = [
         "blocks.0.attn.mask: found 1..../11.../111../1111./1111.; "
         "expected 1..../1..../11.../...../....., or a causal mask",
     ),
-    (with_mask("1"), "blocks.0.attn.mask: found a mask of shape (1, 1)"),
+    (with_mask("1"), "blocks.0.attn.mask: shape: found (1, 1); expected (5, 5)"),
+    (
+        lambda s: s | {"blocks.9.attn.mask": torch.ones(5, 5)},
+        "blocks.9.attn.mask: found, but such a model has 2 layers",
+    ),
+    (
+        changed("embed.W_E", lambda x: x.double() * 1e300),
+        "embed.W_E: found a number that is NaN or infinite, or too large for float32",
+    ),
+    (changed("embed.W_E", lambda x: x.to_sparse()), "embed.W_E: found a sparse tensor"),
+    (changed("embed.W_E", lambda x: x.to("meta")), "embed.W_E: found a tensor without numbers"),
+    (lambda s: s | {"a\nb": torch.zeros(1).int()}, r"'a\nb': found, but such a model has no"),
+    (
+        lambda s: s | {f"x{i}": torch.zeros(1) for i in range(5000)},
+        "found 5020 tensors; such a model has 20 parameters",
+    ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({3: torch.zeros(1)}, "found the name 3; allowed: text"),
+        ({"a\nb": [1.0]}, "a b: found list; allowed: a tensor of PyTorch"),
+    ],
+)
+def test_only_tensors_by_name_are_a_state_dict(state: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_tensors(state)
+
+
+def test_a_mask_among_weights_of_linear_regression_is_refused(params: dict[str, Any]) -> None:
+    state = state_of("linear_regression_h2") | {"blocks.0.attn.mask": torch.ones(5, 5)}
+    with pytest.raises(InputError, match=r"'blocks\.0\.attn\.mask': found, but such a model"):
+        fit_run(state, find_run(params, "linear_regression_h2"), None, params)
+
+
+def test_a_name_with_a_wrapped_twin_of_other_values_is_refused(params: dict[str, Any]) -> None:
+    state = state_of("order_by_scale_2l")
+    state["embed._original_component.W_E"] = state["embed.W_E"] + 1
+    with pytest.raises(InputError, match=r"embed\.W_E: found two tensors"):
+        fit_run(state, find_run(params, "order_by_scale_2l"), None, params)
+    state["embed._original_component.W_E"] = state["embed.W_E"].double()  # the same values
+    assert fit_run(state, find_run(params, "order_by_scale_2l"), None, params)
+
+
+def test_weights_without_layer_norm_are_of_the_variant_without_it(params: dict[str, Any]) -> None:
+    """They would fit the other variant, too, if LayerNorm were folded in; a note says so."""
+    run = find_run(params, "list_copy_100_2l_frozen")
+    data = run.section("data", load_task("list_copy").DataSettings)
+    architecture = load_model("list_copy")
+    states = {}
+    for variant in ("no_LN", "LN"):
+        settings = run.section("model", architecture.ModelSettings, variant)
+        model = architecture.build(settings, data, torch.Generator().manual_seed(1))
+        states[variant] = model.state_dict()
+    without = fit_run(states["no_LN"], run, None, params)
+    assert without.variant == "no_LN"
+    assert "LayerNorm: LN" in without.notes[-1]
+    assert fit_run(states["LN"], run, None, params).variant == "LN"
+    assert fit_run(states["LN"], run, None, params).notes == ()
+    assert fit_run(states["no_LN"], run, "LN", params).is_folded
+    with pytest.raises(InputError, match=r"scale quick --variant LN"):
+        fit_run(states["LN"], run, "no_LN", params)
+
+
+def test_faults_in_settings_of_another_run_do_not_matter(params: dict[str, Any]) -> None:
+    faulty = {**params, "runs": {**params["runs"]}}
+    faulty["runs"]["order_by_scale_2l_ln"] = {**params["runs"]["order_by_scale_2l_ln"], "model": 3}
+    with pytest.raises(InputError, match=r"'a': found.*they fit no run|missing.*they fit no run"):
+        fit_run({"a": torch.zeros(1)}, find_run(faulty, "order_by_scale_2l"), None, faulty)
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG)

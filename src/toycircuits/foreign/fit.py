@@ -1,7 +1,8 @@
 """Which model of a run somebody's weights fit: sizes, masks, frozen matrices, variants."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,14 +28,16 @@ class Fit:
     variant: str
     model: HookedRootModule
     notes: tuple[str, ...]
+    is_folded: bool
     n_frozen: int
 
 
 def fit_run(state: State, run: Run, variant: str | None, params: Mapping[str, Any]) -> Fit:
     """The model of `run` that `state` fits.
 
-    Of several variants, that with the most frozen parameters is taken: weights at the identity fit
-    a model that trains them, too.
+    Of several variants, one without LayerNorm is taken if `state` has no weights of LayerNorm, and
+    then that with the most frozen parameters: weights at the identity fit a model that trains
+    them, too.
 
     Raises:
         InputError: it fits none, or several.
@@ -42,22 +45,39 @@ def fit_run(state: State, run: Run, variant: str | None, params: Mapping[str, An
     if variant is not None and variant not in run.variants:
         allowed = ", ".join(filter(None, run.variants)) or "none, this run has no variants"
         raise InputError(f"variant: found {quoted(variant)}; allowed: {allowed}")
+    weights.check_tensors(state)
     settings = read_settings(run)
     fits, problems = [], []
     for name in run.variants if variant is None else (variant,):
         try:
             fits.append(_load(state, run, settings, name))
         except InputError as error:
-            problems.append(str(error))
+            of = f"variant {name} of {run.name}" if name else run.name
+            problems.append(f"{error} ({of} at the scale {run.scale})")
     if not fits:
-        of = f"{run.name} at the scale {run.scale}"
-        raise InputError(f"{problems[0]} ({of}){_others(state, run, params)}")
-    most = max(fit.n_frozen for fit in fits)
-    fits = [fit for fit in fits if fit.n_frozen == most]
-    if len(fits) > 1:
-        names = ", ".join(fit.variant for fit in fits)
+        raise InputError(f"{problems[0]}{_others(state, run, params)}")
+    return _chosen(fits, run)
+
+
+def _chosen(fits: Sequence[Fit], run: Run) -> Fit:
+    """The fit that says the most about the weights.
+
+    Raises:
+        InputError: several say the same.
+    """
+    best = max((not fit.is_folded, fit.n_frozen) for fit in fits)
+    chosen, *more = [fit for fit in fits if (not fit.is_folded, fit.n_frozen) == best]
+    if more:
+        names = ", ".join(fit.variant for fit in (chosen, *more))
         raise InputError(f"these weights fit several variants of {run.name}; name one: {names}")
-    return fits[0]
+    folded = [fit.variant for fit in fits if fit.is_folded and not chosen.is_folded]
+    if folded:
+        text = (
+            "the file has no weights of LayerNorm, so they are taken as of a model without it; if"
+        )
+        note = f"{text} they were folded in, name a variant with LayerNorm: {', '.join(folded)}"
+        return replace(chosen, notes=(*chosen.notes, note))
+    return chosen
 
 
 def _load(state: State, run: Run, settings: RunSettings, variant: str) -> Fit:
@@ -74,21 +94,26 @@ def _load(state: State, run: Run, settings: RunSettings, variant: str) -> Fit:
     generator = torch.Generator().manual_seed(0)
     outline = architecture.build(settings.models[variant], settings.data, generator)
     expected = dict(outline.named_parameters())
-    named, masks = weights.without_buffers(weights.standard_names(state, expected))
+    named = weights.standard_names(state, expected)
+    notes: list[str] = []
+    frozen: State = {}
+    if isinstance(outline, Transformer):
+        named, masks = weights.without_buffers(named)
+        notes, frozen = [*_mask_notes(masks, outline)], outline.frozen()
     named, is_folded = weights.with_layer_norm(named, expected)
-    named = weights.as_float32(named)
-    frozen = outline.frozen() if isinstance(outline, Transformer) else {}
     if problem := weights.misfit(named, expected, frozen):
         raise InputError(problem)
-    notes = [*_mask_notes(masks, outline)]
+    named = weights.as_float32(named)
+    if problem := weights.not_frozen(named, frozen):
+        raise InputError(problem)
     if is_folded:
         text = "has no weights of LayerNorm, as if they were folded in; weight 1 and bias 0 are"
         notes.append(f"the file {text} used")
     model, _ = build_model(named, metadata, Path(run.name))
-    return Fit(variant, model, tuple(notes), len(frozen))
+    return Fit(variant, model, tuple(notes), is_folded, len(frozen))
 
 
-def _mask_notes(masks: State, model: Any) -> Iterator[str]:
+def _mask_notes(masks: State, model: Transformer) -> Iterator[str]:
     """What to say about the masks in a file.
 
     `HookedTransformer` saves its causal mask in every file, also if hooks put another mask on the
@@ -97,43 +122,49 @@ def _mask_notes(masks: State, model: Any) -> Iterator[str]:
     Raises:
         InputError: a mask is neither causal nor that of the model.
     """
+    is_ignored = False
     for name, mask in masks.items():
-        layer = int(name.split(".")[1])
-        allowed = torch.tensor(model.settings.allowed[layer]) if layer < len(model.blocks) else None
-        found = mask.squeeze().bool()
-        if allowed is None or found.shape != allowed.shape:
-            raise InputError(f"{name}: found a mask of shape {tuple(mask.shape)}")
+        layer, masks_of_run = int(name.split(".")[1]), model.settings.allowed
+        if layer >= len(masks_of_run):
+            raise InputError(f"{name}: found, but such a model has {len(masks_of_run)} layers")
+        allowed = torch.tensor(masks_of_run[layer], device="cpu")
+        found = mask.detach().cpu().squeeze().bool()
+        if found.shape != allowed.shape:
+            shapes = f"found {tuple(mask.shape)}; expected {tuple(allowed.shape)}"
+            raise InputError(f"{name}: shape: {shapes}")
         if torch.equal(found, allowed):
             continue
         if not torch.equal(found, torch.ones_like(found).tril()):
             drawn = "/".join("".join(".1"[int(cell)] for cell in row) for row in found)
             expected = "/".join("".join(".1"[int(cell)] for cell in row) for row in allowed)
             raise InputError(f"{name}: found {drawn}; expected {expected}, or a causal mask")
-        if layer == 0:
-            yield (
-                "the file has TransformerLens's causal mask, which it saves whatever mask hooks "
-                "applied; the masks of the run are used"
-            )
+        is_ignored = True
+    if is_ignored:
+        yield (
+            "the file has TransformerLens's causal mask, which it saves whatever mask hooks "
+            "applied; the masks of the run are used"
+        )
 
 
 def _others(state: State, run: Run, params: Mapping[str, Any]) -> str:
     """Which runs and scales `state` fits instead, as the end of a message."""
-    found = []
+    found: list[str] = []
     for scale in scales(params):
         for name in params["runs"]:
-            other = find_run({**params, "scale": scale}, name)
-            if other.entry.slice == run.entry.slice and _fits(state, other):
-                found.append(f"--run {name} --scale {scale}")
+            with suppress(InputError):  # the settings of another run may have faults, too
+                other = find_run({**params, "scale": scale}, name)
+                variant = _fitting(state, other) if other.entry.slice == run.entry.slice else None
+                if variant is not None:
+                    is_same = (name, scale) == (run.name, run.scale)
+                    remark = f" --variant {variant}" if is_same else ""
+                    found.append(f"--run {name} --scale {scale}{remark}")
     return f"; they fit {', '.join(found[:3])}" if found else "; they fit no run"
 
 
-def _fits(state: State, run: Run) -> bool:
-    """Whether `state` fits a variant of `run`."""
+def _fitting(state: State, run: Run) -> str | None:
+    """The first variant of `run` that `state` fits; None if there is none."""
     settings = read_settings(run)
     for variant in run.variants:
-        try:
-            _load(state, run, settings, variant)
-        except InputError:
-            continue
-        return True
-    return False
+        with suppress(InputError):
+            return _load(state, run, settings, variant).variant
+    return None

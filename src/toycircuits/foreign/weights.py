@@ -6,7 +6,7 @@ do, [out, in]. A file may also have words that wrappers put before each name, su
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,7 +27,10 @@ NATIVE = {
     **{r"^ln_out\.": "ln_final.", r"^head\.": "unembed."},
     **{r"\.mlp\.fc_in\.": ".mlp.in.", r"\.mlp\.fc_out\.": ".mlp.out."},
 }
-BUFFERS = re.compile(r"blocks\.[0-9]+\.attn\.(mask|IGNORE)")  # of `HookedTransformer`
+BUFFERS = re.compile(r"blocks\.[0-9]{1,9}\.attn\.(mask|IGNORE)")  # of `HookedTransformer`
+# A state dict has a name for each parameter. It may also have a second name for each, and the
+# buffers. One with far more names is of a larger model, and not worth looking at name by name.
+MOST_NAMES = 4
 
 
 def read_state_dict(path: Path, model: str | None = None) -> dict[str, Tensor]:
@@ -75,7 +78,7 @@ def _read_saved_by_torch(path: Path) -> dict[str, Tensor]:
     parts = content if isinstance(content, dict) else {}
     found = {str(name): part for name, part in parts.items() if _is_state_dict(part)}
     if len(found) != 1:
-        inside = ", ".join(found) if found else type(content).__name__
+        inside = _plain(", ".join(found)) if found else type(content).__name__
         raise InputError(f"{path}: found {inside}; allowed: one state dict, name -> tensor")
     return dict(found.popitem()[1])
 
@@ -110,6 +113,27 @@ def _chosen(tensors: Mapping[str, Tensor], model: str | None, path: Path) -> dic
     return models[model]
 
 
+def check_tensors(state: Mapping[Any, Any]) -> None:
+    """Raise an `InputError` unless `state` has tensors by name whose numbers can be read.
+
+    Sparse, quantised and nested tensors are refused, and those without numbers, of the device meta.
+    """
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise InputError(f"found the name {quoted(name)}; allowed: text")
+        if not isinstance(value, Tensor):
+            found = type(value).__name__
+            raise InputError(f"{_plain(name)}: found {found}; allowed: a tensor of PyTorch")
+        kinds = {
+            "tensor without numbers, on the device meta": value.is_meta,
+            "quantised tensor": value.is_quantized,
+            "nested tensor": value.is_nested,
+            "sparse tensor": not value.is_nested and value.layout != torch.strided,
+        }
+        if found := next((kind for kind, holds in kinds.items() if holds), ""):
+            raise InputError(f"{_plain(name)}: found a {found}; allowed: a dense tensor")
+
+
 def standard_names(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -121,25 +145,34 @@ def standard_names(
     Raises:
         InputError: two names mean the same parameter, and their values differ.
     """
+    if len(state) > MOST_NAMES * len(expected):
+        text = f"found {len(state)} tensors; such a model has {len(expected)} parameters"
+        raise InputError(text)
     known = {name.partition(".")[0] for name in expected}
     named: dict[str, Tensor] = {}
-    for name, value in _without_wrappers(state, known).items():
+    for name, value in zip(_without_wrappers(state, known), state.values(), strict=True):
         key, tensor = _as_hooked(name, value, expected)
-        if key in named and not torch.equal(named[key], tensor):
-            raise InputError(f"{key}: found two tensors of this name, with other values")
+        if key in named and not _equal(named[key], tensor):
+            raise InputError(f"{_plain(key)}: found two tensors of this name, with other values")
         named[key] = tensor
     return named
 
 
-def _without_wrappers(state: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """`state` without the words before all names, such as `module.` and `_orig_mod.`."""
-    named = {name.replace(WRAPPED, ""): value for name, value in state.items()}
-    while all("." in name for name in named):
-        first = {name.partition(".")[0] for name in named}
+def _without_wrappers(names: Iterable[str], known: set[str]) -> list[str]:
+    """`names` without the words before all of them, such as `module.` and `_orig_mod.`."""
+    shorter = [name.replace(WRAPPED, "") for name in names]
+    while all("." in name for name in shorter):
+        first = {name.partition(".")[0] for name in shorter}
         if len(first) != 1 or first & known:
             break
-        named = {name.partition(".")[2]: value for name, value in named.items()}
-    return named
+        shorter = [name.partition(".")[2] for name in shorter]
+    return shorter
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether both have the same shape and the same values in float32."""
+    one, other = (tensor.detach().to("cpu", torch.float32) for tensor in (a, b))
+    return torch.equal(one, other)
 
 
 def _as_hooked(name: str, value: Tensor, expected: Mapping[str, Tensor]) -> tuple[str, Tensor]:
@@ -185,24 +218,28 @@ def _by_head(value: Tensor, name: str, expected: Mapping[str, Tensor]) -> Tensor
 def without_buffers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The parameters in `state`, and the masks in it, which `HookedTransformer` saves, by name."""
     rest = {name: value for name, value in state.items() if not BUFFERS.fullmatch(name)}
-    masks = {name: value for name, value in state.items() if re.search(r"\.attn\.mask$", name)}
-    return rest, masks if len(rest) < len(state) else {}
+    masks = {name: state[name] for name in state if name not in rest and name.endswith("mask")}
+    return rest, masks
 
 
 def as_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` in float32, the type of all models here.
+    """`state` in float32, the type of all models here, on the CPU.
 
     Raises:
-        InputError: a tensor holds no real numbers, or one of them is not finite.
+        InputError: a tensor holds no real numbers, or one of them is not finite in float32.
     """
     for name, value in state.items():
         if not value.is_floating_point():
             raise InputError(f"{name}: found {value.dtype}; allowed: floating-point numbers")
-        if not value.isfinite().all():
-            raise InputError(f"{name}: found a number that is NaN or infinite")
-    return {
+    converted = {
         name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()
     }
+    for name, value in converted.items():
+        if not value.isfinite().all():
+            text = "found a number that is NaN or infinite"
+            larger = ", or too large for float32" if state[name].dtype == torch.float64 else ""
+            raise InputError(f"{name}: {text}{larger}")
+    return converted
 
 
 def with_layer_norm(
@@ -221,13 +258,13 @@ def with_layer_norm(
 
 
 def misfit(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], frozen: Container[str]
 ) -> str:
-    """The first thing in which `state` is not one of the model, or the empty text.
+    """The first name or shape in which `state` differs from the model, or the empty text.
 
     Args:
         expected: all parameters of the model by name, or tensors of their shapes.
-        frozen: the values of those that the model freezes; `state` may lack them.
+        frozen: the names of those that the model freezes; `state` may lack them.
     """
     if missing := [name for name in expected if name not in state and name not in frozen]:
         return f"{_listed(missing)}: missing"
@@ -237,10 +274,21 @@ def misfit(
         if value.shape != expected[name].shape:
             shapes = f"found {tuple(value.shape)}; expected {tuple(expected[name].shape)}"
             return f"{name}: shape: {shapes}"
-        if name in frozen and not torch.equal(value, frozen[name]):
+    return ""
+
+
+def not_frozen(state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> str:
+    """The first parameter with other values than those of `frozen`, or the empty text."""
+    for name, value in frozen.items():
+        if name in state and not torch.equal(state[name], value):
             kind = "the identity" if value.ndim == 3 else "zero"
             return f"{name}: found other values than {kind}, to which the settings freeze it"
     return ""
+
+
+def _plain(name: str) -> str:
+    """A name from a file, for a message."""
+    return in_one_line(name)[:80]
 
 
 def _listed(names: Sequence[str]) -> str:
