@@ -17,7 +17,7 @@ import toycircuits
 from toycircuits.claims.card import Claim
 from toycircuits.core.config import InputError, read_params
 from toycircuits.core.report_paths import claims_file
-from toycircuits.foreign.analysis import RECORD, Analysis
+from toycircuits.foreign.analysis import RECORD, Analysis, read_weights
 from toycircuits.foreign.page import figures, write_page
 from toycircuits.foreign.verdicts import judge_one
 
@@ -135,6 +135,7 @@ OF_TRAINING = {
     "a step by number": {"table": "heads", "where": {"step": 9}, "value": "w"},
     "change over training": {"table": "heads", "where": {"step": "last"}, "value": "w"}
     | {"minus": {"step": "first"}},
+    "all steps": {"table": "heads", "value": "w", "reduce": "max"},
     "value of a step": {"table": "heads", "where": {"step": "last"}, "value": "step"},
 }
 
@@ -168,6 +169,24 @@ def test_the_untrained_network_is_the_control(
     assert (*verdicts[["outcome", "untrained"]].iloc[0],) == outcomes
 
 
+@pytest.mark.parametrize(("difference", "is_judged"), [(0.0, False), (1e-8, False), (1e-4, True)])
+def test_rounding_does_not_make_a_value_one_of_the_weights(
+    difference: float, is_judged: bool
+) -> None:
+    """As of a quotient of values that were scaled with the weights and then rounded."""
+    theirs, untrained = table(0.77 * (1 + difference)), table(0.77)
+    verdicts, left_out = judge_one([claim(metric("accuracy"))], "paper", theirs, untrained)
+    assert (len(verdicts) == 1, not left_out) == (is_judged, is_judged)
+
+
+def test_a_claim_about_a_random_matrix_is_not_about_the_weights() -> None:
+    state = toycircuits.load_run("modular_subtraction").model.state_dict()
+    analysis = toycircuits.analyse(state, run="modular_subtraction", scale="quick")
+    left_out = analysis.left_out["they do not depend on the weights"]
+    assert "gaussian_singular_values" in left_out
+    assert "embedding_rank" in set(analysis.claims["id"])
+
+
 def test_a_claim_about_one_seed_is_about_any_model() -> None:
     measured = metric("accuracy", seed=999)
     verdicts, _ = judge_one([claim(measured)], "paper", table(1.0), table(0.0))
@@ -196,9 +215,30 @@ def test_tables_are_written_and_replaced(analysis: Analysis, tmp_path: Path) -> 
     assert record["foreign"] is True
     assert record["file"] == WEIGHTS.name
     assert len(record["sha256"]) == 64
-    (out / "stale.csv").write_text("of an earlier analysis\n")
+    record["files"].append("stale.csv")
+    (out / RECORD).write_text(json.dumps(record))
+    for name in ("stale.csv", "index.html"):
+        (out / name).write_text("of an earlier analysis\n")
     analysis.write(out)
     assert {path.name for path in written} == {path.name for path in out.iterdir()}
+
+
+def test_files_of_the_user_stay_in_the_folder(analysis: Analysis, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    analysis.write(out)
+    outside = tmp_path / "outside.csv"
+    for path in (out / "notes.csv", outside):
+        path.write_text("mine\n")
+    record = json.loads((out / RECORD).read_text())
+    record["files"].append("../outside.csv")
+    (out / RECORD).write_text(json.dumps(record))
+    analysis.write(out)
+    assert (out / "notes.csv").read_text() == outside.read_text() == "mine\n"
+    for broken in ("[", "[]", "{}"):
+        (out / RECORD).write_text(broken)
+        with pytest.raises(InputError, match=RECORD):
+            analysis.write(out)
+    assert (out / "notes.csv").exists()
 
 
 def test_other_folders_are_not_touched(analysis: Analysis, tmp_path: Path) -> None:
@@ -227,6 +267,54 @@ def test_a_state_dict_works_under_inference_mode_and_can_be_trained() -> None:
     with torch.inference_mode():
         model = toycircuits.analyse(state, run="order_by_scale_2l", scale="quick").model
     model(torch.tensor([[1, 2, 31, 30, 30]])).sum().backward()
+
+
+def test_defaults_of_pytorch_do_not_matter(analysis: Analysis) -> None:
+    state = toycircuits.load_run("order_by_scale_2l").model.state_dict()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            other = toycircuits.analyse(state, run="order_by_scale_2l", scale="quick")
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for name, table in analysis.tables.items():
+        columns = [column for column in table if column != "seed"]
+        pd.testing.assert_frame_equal(table[columns], other.tables[name][columns])
+
+
+def test_the_weights_of_the_caller_are_neither_changed_nor_shared() -> None:
+    state = toycircuits.load_run("order_by_scale_2l").model.state_dict()
+    state = {name: value.clone() for name, value in state.items()}
+    before = {name: value.clone() for name, value in state.items()}
+    model = toycircuits.analyse(state, run="order_by_scale_2l", scale="quick").model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+@pytest.mark.parametrize("weights", [torch.nn.Linear(1, 1), [1], None])
+def test_what_is_neither_file_nor_state_dict_is_named(weights: Any) -> None:
+    with pytest.raises(InputError, match="allowed: a file or a state dict"):
+        read_weights(weights, None)
+
+
+def test_the_command_refuses_a_folder_before_it_analyses(tmp_path: Path) -> None:
+    (tmp_path / "thesis.csv").write_text("mine\n")
+    arguments = ("absent.pt", "--run", "order_by_scale_2l", "--out", ".")
+    assert "found 'thesis.csv'" in command(tmp_path, "analyse", *arguments, code=2)
+
+
+def test_names_of_files_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
+    shutil.copy(WEIGHTS, tmp_path / "a\n\x1b[31m.safetensors")
+    arguments = ("a\n\x1b[31m.safetensors", "--run", "order_by_scale_2l", "--scale", "quick")
+    text = command(tmp_path, "analyse", *arguments)
+    assert "a \\x1b[31m as order_by_scale_2l" in text
+    assert "\x1b" not in text
 
 
 def test_the_command_writes_tables_and_a_page(tmp_path: Path) -> None:

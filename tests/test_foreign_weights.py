@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,11 +393,22 @@ def test_a_whole_module_is_refused_with_the_remedy(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "model.pt")
 
 
+def test_the_remedy_for_torchscript_runs_no_code(tmp_path: Path) -> None:
+    """PyTorch's own message says to load with `weights_only=False`."""
+    path = tmp_path / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
+    with pytest.raises(InputError, match="found a TorchScript archive; save the state dict"):
+        read_state_dict(path)
+
+
 BAD_FILES: dict[str, bytes] = {
     "empty": b"",
     "text": b"epoch,loss\n",
     "cut zip": b"PK\x03\x04" + bytes(30),
     "cut pickle": b"\x80\x02}",
+    "deep pickle": b"\x80\x04" + b"(" * 1000,
     "header too long": (2**62).to_bytes(8, "little") + b"{}",
     "no tensors": (2).to_bytes(8, "little") + b"{}",
 }
@@ -413,6 +425,7 @@ def test_other_files_are_refused_in_one_line(content: bytes, tmp_path: Path) -> 
         read_state_dict(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert not str(raised.value).endswith(": ")
 
 
 def test_what_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:

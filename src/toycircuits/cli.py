@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from toycircuits import api
 from toycircuits.commands import environment, streams
 from toycircuits.core import config, paths
+from toycircuits.core.messages import in_one_line
 
 EXIT_CODES = """
 Exit codes: 0, done; 1, the answer is no: a stage failed, results are stale, the cache is damaged,
@@ -195,12 +196,12 @@ def analyse(
 
         _params()
         out = here / (out or Path("analysis") / weights.stem)
-        results = analysis.run_analysis(weights, run, scale, variant, model)
+        results = analysis.run_analysis(weights, run, scale, variant, model, out)
         files = analysis.write(results, out, with_page=page)
         _print(analysis.as_tables(results))
-        print(f"{len(files)} files: {_seen_from(here, out)}/")
+        print(f"{len(files)} files: {in_one_line(str(_seen_from(here, out)))}/")
         if page:
-            print(f"page: {_seen_from(here, files[-1])}")
+            print(f"page: {in_one_line(str(_seen_from(here, files[-1])))}")
 
 
 @app.command("new-experiment")

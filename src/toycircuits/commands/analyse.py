@@ -12,16 +12,19 @@ from toycircuits.core.fast_import import import_transformer_lens
 
 import_transformer_lens()  # the modules below import it, and would do so slowly
 
-from toycircuits.foreign.analysis import Analysis, analyse  # noqa: E402
+from toycircuits.foreign.analysis import PAGE, Analysis, analyse, check_folder  # noqa: E402
 from toycircuits.foreign.page import write_page  # noqa: E402
-
-PAGE = "index.html"
 
 
 def run_analysis(
-    weights: Path, run: str, scale: str, variant: str | None, model: str | None
+    weights: Path, run: str, scale: str, variant: str | None, model: str | None, out: Path
 ) -> Analysis:
-    """The analysis of the file `weights` with the settings of `run`; see `analyse`."""
+    """The analysis of the file `weights` with the settings of `run`; see `analyse`.
+
+    Raises:
+        InputError: as `analyse`, or the tables cannot go to the folder `out`.
+    """
+    check_folder(out)  # before the analysis, which takes its time
     return analyse(weights, run, scale=scale, variant=variant, model=model)
 
 

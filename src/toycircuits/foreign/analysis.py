@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from transformer_lens import HookedRootModule
 from toycircuits.claims.card import read_card
 from toycircuits.core import paths, report_paths
 from toycircuits.core.config import InputError, at_key, find_run, read_params, scales
-from toycircuits.core.messages import quoted
+from toycircuits.core.json_text import read_json
+from toycircuits.core.messages import in_one_line, quoted
 from toycircuits.foreign.fit import State, fit_run
 from toycircuits.foreign.subject import Subject
 from toycircuits.foreign.verdicts import judge_one
@@ -23,6 +26,7 @@ from toycircuits.foreign.weights import read_state_dict
 
 PAPER = "paper"  # the scale with the settings of the published studies
 RECORD = "analysis.json"  # the file that says what the tables beside it were made from
+PAGE = "index.html"  # the page beside them
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Analysis:
     def write(self, folder: Path | str) -> list[Path]:
         """Write the tables and what they were made from to `folder`; the paths of all files.
 
-        Tables that an earlier analysis wrote there are removed first.
+        What an earlier analysis wrote there is removed first: its tables and its page.
 
         Raises:
             InputError: `folder` is not a folder, has other files, or cannot be written.
@@ -97,22 +101,58 @@ class Analysis:
         }
 
 
-def _clear(folder: Path) -> None:
-    """Make `folder`, or remove what an earlier analysis wrote there."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: found a file; allowed: a folder for the tables")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {path.name for path in folder.iterdir()}
+def check_folder(folder: Path) -> None:
+    """Raise an `InputError` if `folder` has something else than an earlier analysis."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: found a file; allowed: a folder for the tables")
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
     if names and RECORD not in names:
         raise InputError(
             f"{folder}: found {quoted(min(names))} of something else; allowed: a new or empty "
             f"folder, or one of an earlier analysis, with {RECORD}"
         )
-    for path in folder.glob("*.csv"):
-        path.unlink()
 
 
-@torch.inference_mode(False)  # the model can be trained, whatever mode the caller is in
+def _clear(folder: Path) -> None:
+    """Make `folder`, or remove what an earlier analysis wrote there: its tables and its page."""
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / RECORD
+    if not record.exists():
+        return
+    earlier = read_json(record)
+    files = earlier.get("files") if isinstance(earlier, dict) else None
+    if not isinstance(files, list):
+        raise InputError(f"{record}: found no list `files`; remove the folder, or name another one")
+    for name in [*map(str, files), PAGE]:
+        if Path(name).name == name:  # nothing outside the folder
+            (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """PyTorch as the analyses expect it, whatever the caller has set.
+
+    Tensors are then made on the CPU and in float32, and the model can be trained.
+    """
+    dtype = torch.get_default_dtype()
+    elsewhere = torch.get_default_device().type != "cpu"
+    with (
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.device("cpu") if elsewhere else nullcontext(),
+    ):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@_usual_defaults()
 def analyse(
     weights: Path | str | State,
     run: str,
@@ -150,7 +190,7 @@ def analyse(
     if scale not in scales(params):
         raise InputError(f"scale: found {quoted(scale)}; allowed: {', '.join(scales(params))}")
     found = find_run(params | {"scale": scale}, run)
-    state, name, source = _read(weights, model)
+    state, name, source = read_weights(weights, model)
     with at_key(name):
         fit = fit_run(state, found, variant, params)
     subject = Subject.of(found, fit.variant, name)
@@ -164,14 +204,23 @@ def analyse(
     )
 
 
-def _read(weights: Path | str | State, model: str | None) -> tuple[State, str, dict[str, str]]:
-    """The state dict, a name for it, and where it comes from."""
+def read_weights(weights: Any, model: str | None) -> tuple[State, str, dict[str, str]]:
+    """The state dict, a name for it, and where it comes from; the arguments are as of `analyse`.
+
+    Raises:
+        InputError: `weights` are neither a file nor a state dict, or as `read_state_dict`.
+    """
     if isinstance(weights, Mapping):
         if model is not None:
             raise InputError("model: found a name beside a state dict; it is for files of several")
         return weights, "weights", {}
+    if not isinstance(weights, str | PathLike):
+        remedy = "; give `model.state_dict()`" if isinstance(weights, torch.nn.Module) else ""
+        allowed = f"allowed: a file or a state dict{remedy}"
+        raise InputError(f"weights: found {type(weights).__name__}; {allowed}")
     path = Path(weights)
     state = read_state_dict(path, model)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    name = path.stem if model is None else f"{path.stem}/{model}"
-    return state, name, {"file": path.name, "sha256": digest}
+    stem = in_one_line(path.stem)
+    name = stem if model is None else f"{stem}/{model}"
+    return state, name, {"file": in_one_line(path.name), "sha256": digest}

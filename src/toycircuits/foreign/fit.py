@@ -141,8 +141,8 @@ def _mask_notes(masks: State, model: Transformer) -> Iterator[str]:
         is_ignored = True
     if is_ignored:
         yield (
-            "the file has TransformerLens's causal mask, which it saves whatever mask hooks "
-            "applied; the masks of the run are used"
+            "TransformerLens saved a causal mask in the file, as it does even if hooks apply "
+            "another mask; the masks of the run are used"
         )
 
 

@@ -3,12 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from toycircuits.claims.card import Claim, Measured
 from toycircuits.claims.lookup import NoRowError, values
 from toycircuits.claims.verdict import judge
 from toycircuits.foreign.subject import Tables, is_a_step
+
+# Relative difference of values that do not depend on the weights. The numbers of float32 are 1e-7
+# apart, and a change of weights changes far more.
+SAME = 1e-6
 
 
 def judge_one(
@@ -43,19 +48,28 @@ def _why_undecided(claim: Claim, scale: str, tables: Tables, untrained: Tables) 
         return "they are about another scale"
     if measured.table.startswith("summary/"):
         return "they are about all runs together"
-    if measured.table not in tables or _is_about_steps(measured):
+    if measured.table not in tables or _is_about_steps(measured, tables[measured.table]):
         return "they are about the training"
     try:
         found, control = values(measured, tables), values(measured, untrained)
     except NoRowError:
         return "they are about other runs, variants or models"
-    if found.tolist() == control.tolist():
+    if _same(found, control):
         return "they do not depend on the weights"
     return ""
 
 
-def _is_about_steps(measured: Measured) -> bool:
-    """Whether a step of training, or a value at one before the last, is measured."""
+def _same(found: "pd.Series[Any]", control: "pd.Series[Any]") -> bool:
+    """Whether both are the same values, up to what a quotient of rounded values differs."""
+    if not all(map(pd.api.types.is_numeric_dtype, (found, control))):
+        return bool(found.tolist() == control.tolist())
+    return np.allclose(found.astype(float), control.astype(float), rtol=SAME, atol=0.0)
+
+
+def _is_about_steps(measured: Measured, table: pd.DataFrame) -> bool:
+    """Whether a step of training, or a value at another one than the last, is measured."""
+    if "step" in table and "step" not in measured.where:
+        return True  # rows of all steps match, those of the untrained network among them
     rows = [measured.where, measured.minus or {}, measured.over or {}]
     metrics = [row.get("metric", "") for row in rows]
     steps = [row["step"] for row in rows if "step" in row]
