@@ -317,6 +317,12 @@ def test_names_of_files_do_not_reach_the_terminal_as_they_are(tmp_path: Path) ->
     assert "\x1b" not in text
 
 
+def test_each_model_of_a_file_has_its_folder(tmp_path: Path) -> None:
+    arguments = ("--run", "order_by_scale_2l", "--scale", "quick", "--model", "seed0")
+    text = command(tmp_path, "analyse", str(WEIGHTS), *arguments)
+    assert "files: analysis/order_by_scale_2l_seed0/" in text
+
+
 def test_the_command_writes_tables_and_a_page(tmp_path: Path) -> None:
     shutil.copy(WEIGHTS, tmp_path / "theirs.safetensors")
     arguments = ("theirs.safetensors", "--run", "order_by_scale_2l", "--scale", "quick", "--page")

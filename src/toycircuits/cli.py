@@ -195,7 +195,8 @@ def analyse(
         from toycircuits.commands import analyse as analysis
 
         _params()
-        out = here / (out or Path("analysis") / weights.stem)
+        name = weights.stem if model is None else f"{weights.stem}_{model}"
+        out = here / (out or Path("analysis") / name)
         results = analysis.run_analysis(weights, run, scale, variant, model, out)
         files = analysis.write(results, out, with_page=page)
         _print(analysis.as_tables(results))

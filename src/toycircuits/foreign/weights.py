@@ -75,8 +75,8 @@ def _read_saved_by_torch(path: Path) -> dict[str, Tensor]:
         if "TorchScript" in str(error):  # PyTorch's own advice is to run the code in the file
             remedy = "save the state dict of the model instead"
             raise InputError(f"{path}: found a TorchScript archive; {remedy}") from None
-        reason = in_one_line(str(error)) or type(error).__name__
-        raise InputError(f"{path}: cannot be read: {reason}") from None
+        text = in_one_line(str(error)) or type(error).__name__
+        raise InputError(f"{path}: cannot be read: {text}") from None
     if _is_state_dict(content):
         return dict(content)
     parts = content if isinstance(content, dict) else {}
