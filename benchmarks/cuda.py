@@ -10,6 +10,7 @@ packages that are missing from wheels in a folder; README.md beside this file sa
 """
 
 import importlib.util
+import os
 import sys
 import tempfile
 import zipfile
@@ -64,6 +65,15 @@ def find_modules() -> None:
     sys.path[:] = [str(ROOT / "src"), str(HERE / "gpu"), *others]
 
 
+def fix_workspaces() -> None:
+    """Give cuBLAS workspaces of a fixed size, unless the environment says another.
+
+    Otherwise PyTorch's deterministic mode warns at every matrix product, and the warnings take
+    longer than a small product.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def _take_wheels(target: Path) -> None:
     """Act on `--wheels FOLDER` or `--wheels=FOLDER`; the program itself ignores the option."""
     for place, argument in enumerate(sys.argv):
@@ -76,6 +86,7 @@ def _take_wheels(target: Path) -> None:
 def main() -> None:
     """Check that all packages are there, and run the program."""
     find_modules()
+    fix_workspaces()
     with tempfile.TemporaryDirectory() as target:
         _take_wheels(Path(target))
         if missing := missing_packages():

@@ -1,5 +1,6 @@
 """The GPU benchmark, on a CPU: its checks find planted faults, and its dry run gives its tables."""
 
+import contextlib
 import csv
 import doctest
 import importlib.util
@@ -150,7 +151,38 @@ def test_a_cell_that_takes_too_long_is_stopped() -> None:
     start = time.monotonic()
     assert attempt(lambda: time.sleep(30), Deadline(0.2)) == OUT_OF_TIME
     assert attempt(lambda: time.sleep(0.3), Deadline(60)) is None  # and its timer is off
+    started: list[int] = []
+    assert attempt(lambda: started.append(1), Deadline(0)) == OUT_OF_TIME
+    assert not started
     assert time.monotonic() - start < 20
+
+
+def test_a_library_that_catches_exceptions_does_not_keep_a_cell_going() -> None:
+    def stubborn() -> None:
+        with contextlib.suppress(Exception):
+            time.sleep(30)
+        raise AssertionError("it went on")
+
+    assert attempt(stubborn, Deadline(0.2)) == OUT_OF_TIME
+
+
+def test_compiled_steps_are_measured_in_the_time_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(case: Case, *_: object) -> float:
+        if case.run == "modular_subtraction":
+            raise RuntimeError("no compiler")
+        return 12.5
+
+    monkeypatch.setattr(cuda_report, "measure_compiled", measure)
+    plan = cuda_report.Plan(PARAMS, CPU, tiny=True)
+    report = cuda_tables.Report(tmp_path / "t.md", "Title", {})
+    cuda_report.report_compiled(report, plan, Deadline(600))
+    cuda_report.report_compiled(report, plan, Deadline(cuda_report.FOR_COMPILED))
+    found, late = ([row[1] for row in section.rows] for section in report.sections)
+    assert found == ["12.5", "12.5", "failed: RuntimeError: no compiler"]
+    assert late == [OUT_OF_TIME] * 3
+    assert report.problems == ["Compiled: modular_subtraction"]
 
 
 def test_models_that_do_not_fit_are_trained_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,12 +299,29 @@ def test_missing_packages_are_named_in_one_line() -> None:
     assert "pydantic" in done.stderr
 
 
-def test_wheels_bring_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def launcher() -> Any:
+    """The script as a module."""
     spec = importlib.util.spec_from_file_location("benchmark_launcher", SCRIPT)
     assert spec
     assert spec.loader
-    launcher = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launcher)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_workspaces_of_cublas_are_fixed(launcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    launcher.fix_workspaces()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    launcher.fix_workspaces()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_wheels_bring_what_is_missing(
+    launcher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(launcher.PACKAGES, "made_for_this_test", "made-for-this-test")
     assert launcher.missing_packages() == ["made-for-this-test"]

@@ -50,8 +50,8 @@ class Deadline:
         return Deadline(self.left * fraction)
 
 
-class TimeUpError(Exception):
-    """The time for a cell is over."""
+class TimeUpError(BaseException):
+    """The time for a cell is over; no `except Exception` in a library stops it."""
 
 
 @contextmanager
@@ -77,8 +77,10 @@ def attempt(cell: Callable[[], T], deadline: Deadline) -> T | str:
     """What `cell` returns, or one line about the exception that it ends with.
 
     Where one exception led to another, as when the capture of a graph is given up, the line has
-    both. At the deadline the cell is stopped.
+    both. At the deadline the cell is stopped. After it, no cell begins.
     """
+    if deadline.passed:
+        return OUT_OF_TIME
     try:
         with limited(deadline):
             return cell()

@@ -77,18 +77,17 @@ class Single:
     eager: float | str = OUT_OF_TIME
     graph: float | str = OUT_OF_TIME
     difference: float | str = OUT_OF_TIME
-    compiled: float | str = OUT_OF_TIME
     cpu: float | str = OUT_OF_TIME
 
 
 def measure_single(
     case: Case, device: torch.device, clock: Clock, row: Single, deadline: Deadline
 ) -> None:
-    """Fill in `row`, all but `compiled`."""
+    """Fill in `row`."""
     row.eager = attempt(lambda: clock.rate(case.begin(device).advance, device), deadline)
     row.cpu = attempt(lambda: clock.rate(case.begin(CPU).advance, CPU), deadline)
     if device.type != "cuda":
-        row.graph = row.difference = row.compiled = NONE
+        row.graph = row.difference = NONE
         return
     same = attempt(lambda: difference(case.begin(device), captured(case, device)), deadline)
     row.difference = same

@@ -143,14 +143,15 @@ class Captured:
         side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         side.wait_stream(main)
         graph = torch.cuda.CUDAGraph()
-        with _fastest_algorithms(), self._constants:
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    step(self.inputs)
-            main.wait_stream(side)
+        with _fastest_algorithms(), self._constants, torch.cuda.stream(side):
+            for _ in range(WARM_UP - 1):
+                step(self.inputs)
+            with _no_waiting():
+                step(self.inputs)
             # On the stream of the warm-up, because PyTorch may remember it for the parameters.
             with torch.cuda.graph(graph, stream=side):
                 self.loss = step(self.inputs)
+        main.wait_stream(side)
         self._replay = graph.replay
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -179,6 +180,20 @@ def _fastest_algorithms() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(is_on, warn_only=warns)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Raise a `RuntimeError` where the body makes the host wait for the device.
+
+    A capture would fail there too. But after a failed capture, PyTorch 2.11 can free no memory and
+    capture no other graph (https://github.com/pytorch/pytorch/pull/180395).
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 class Constants(TorchFunctionMode):
