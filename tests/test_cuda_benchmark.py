@@ -227,19 +227,24 @@ def test_a_signal_leaves_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_epochs_of_grokking_follow_the_rules_of_the_project() -> None:
     epochs = np.arange(0, 500, 100)
-    losses = {7: [5.0, 6.0, 1.0, 1e-5, 1e-6], 8: [5.0, 6.0, 7.0, 1.0, 0.5]}
+    losses = {
+        **{7: [5.0, 6.0, 1.0, 1e-5, 1e-6], 8: [5.0, 6.0, 7.0, 1.0, 0.5]},
+        9: [5.0, 6.0, 7.0, 8.0, 9.0],  # its largest loss may be yet to come
+    }
     rows = [
         (seed, epoch, 1e-6, loss)
         for k, epoch in enumerate(epochs)
         for seed, loss in ((seed, found[k]) for seed, found in losses.items())
     ]
     table = pd.DataFrame(rows, columns=list(cuda_grokking.COLUMNS))
-    curves = cuda_grokking.Curves([7, 8], 400, 400, table, "")
+    curves = cuda_grokking.Curves([7, 8, 9], 400, 400, table, "")
     rules = cuda_grokking.rules_of(PARAMS | {"scale": "paper"})
     phases = cuda_grokking.phases_of(curves, 113, rules).set_index("seed")
     assert phases["grokked_epoch"][7] == 300
     assert math.isnan(phases["grokked_epoch"][8])
-    assert cuda_grokking.quantile(phases["grokked_epoch"].to_list(), 0.5) == 300
+    assert phases["memorisation_end"].to_list()[:2] == [100, 200]
+    assert math.isnan(phases["memorisation_end"][9])
+    assert cuda_grokking.quantile(phases["grokked_epoch"].to_list(), 0.3) == 300
     assert cuda_grokking.quantile(phases["grokked_epoch"].to_list(), 0.75) == math.inf
 
 

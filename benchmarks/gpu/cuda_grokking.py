@@ -26,7 +26,7 @@ COLUMNS = ("seed", "epoch", "train_loss", "test_loss")
 RULES = ("memorised_below", "grokked_below", "clean_ratio")  # settings of the section `measure`
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 TRIED = 64  # models on which the rate is measured; with more, a GPU is hardly faster per model
-MOST = 256  # seeds: they take about 20 GB
+MOST = 256  # seeds: they take 10 to 20 GB, by the sizes of their activations
 USED = 0.85  # share of the time left that the chosen seeds should take
 
 
@@ -140,6 +140,8 @@ def phases_of(curves: Curves, modulus: int, rules: Mapping[str, float]) -> pd.Da
         # An epoch is one step.
         found = find_phases(table.rename(columns={"epoch": "step"}), math.log(modulus), **rules)
         last = table.iloc[-1]
+        if found["memorisation_end"] == last["epoch"]:  # the test loss may still rise
+            found["memorisation_end"] = math.nan
         losses = {name: float(last[name]) for name in ("train_loss", "test_loss")}
         names = {name: name.replace("_step", "_epoch") for name in found}
         rows.append({"seed": seed, **{names[k]: v for k, v in found.items()}, **losses})
