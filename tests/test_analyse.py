@@ -339,6 +339,10 @@ WRONG = {
     "run": (["--run", "x"], "runs.x: no such run; there are: "),
     "scale": (["--run", "order_by_scale_2l", "--scale", "x"], "scale: found 'x'; allowed: "),
     "size": (["--run", "order_by_scale_2l"], "they fit --run order_by_scale_2l --scale quick"),
+    "own results": (
+        ["--run", "order_by_scale_2l", "--out", str(ROOT / "reports/order_by_scale")],
+        "reports/ is for the project's own results; allowed: another folder",
+    ),
     "model": (
         ["--run", "order_by_scale_2l", "--scale", "quick", "--model", "x"],
         "found 'x'; name one of its models: seed0",

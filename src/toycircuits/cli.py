@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
-from typer.core import TyperGroup
 
 from toycircuits import api
-from toycircuits.commands import environment, streams
+from toycircuits.commands import environment, streams, usage
 from toycircuits.core import config, paths
 from toycircuits.core.messages import in_one_line
 
@@ -22,25 +21,9 @@ or the doctor found a failure; or the machine refuses: a full disk, or no Chrome
 one line says what is wrong with it; 70, an unexpected error.
 """
 PIPE_WIDTH = 240  # columns of a table that goes to a file or a pipe
-# typer exports only classes that inherit from it
-USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
-
-
-class _Commands(TyperGroup):
-    """The commands. None of them takes an empty argument, which an unset shell variable leaves."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse empty arguments of all commands, and values such as in `--scale=`."""
-        for argument in () if ctx.resilient_parsing else args:
-            option, _, value = argument.rpartition("=")
-            if not (value if option.startswith("--") else argument).strip():
-                name = f"{option}: " if option.startswith("--") else ""
-                raise USAGE_ERROR(f"{name}found {value!r}; is a shell variable unset?", ctx)
-        return super().parse_args(ctx, args)
-
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=usage.Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -75,29 +58,17 @@ def run() -> None:
     streams.prepare()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="toycircuits", standalone_mode=False)
-    except USAGE_ERROR as error:
-        sys.exit(_usage_error(error))
+    except usage.USAGE_ERROR as error:
+        sys.exit(usage.explain(error))
     except Exception as error:
         if "--debug" in sys.argv:
             raise
         hint = "`toycircuits --debug ...` shows where"
-        print(f"error: {type(error).__name__}: {_one_line(error)}; {hint}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {usage.in_words(error)}; {hint}", file=sys.stderr)
         sys.exit(os.EX_SOFTWARE)
     if problem := streams.failure():
         print(f"error: {problem}", file=sys.stderr)
     sys.exit(int(code or 0) or int(bool(problem)))
-
-
-def _usage_error(error: Any) -> int:
-    """Print one line about arguments that do not fit; the exit code."""
-    command = error.ctx.command_path if error.ctx else "toycircuits"
-    text = _one_line(error.format_message()).rstrip(".")
-    print(f"error: {text}; `{command} -h` shows what is allowed", file=sys.stderr)
-    return 2
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split()) or "no message"
 
 
 @app.command("list")

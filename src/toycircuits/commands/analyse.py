@@ -8,6 +8,8 @@ from rich.table import Table
 
 from toycircuits.claims.card import shown
 from toycircuits.commands.show import COLORS, plain
+from toycircuits.core import paths
+from toycircuits.core.config import InputError
 from toycircuits.core.fast_import import import_transformer_lens
 
 import_transformer_lens()  # the modules below import it, and would do so slowly
@@ -24,6 +26,10 @@ def run_analysis(
     Raises:
         InputError: as `analyse`, or the tables cannot go to the folder `out`.
     """
+    for folder in (paths.REPORTS, paths.ARTIFACTS):
+        if out.resolve().is_relative_to(folder.resolve()):
+            text = f"found {out}, but {folder}/ is for the project's own results"
+            raise InputError(f"--out: {text}; allowed: another folder")
     check_folder(out)  # before the analysis, which takes its time
     return analyse(weights, run, scale=scale, variant=variant, model=model)
 

@@ -85,7 +85,9 @@ class Analysis:
             for path, table in zip(written, self.tables.values(), strict=True):
                 table.to_csv(path, index=False, float_format=paths.FLOAT_FORMAT)
             claims, record = folder / "claims.csv", folder / RECORD
-            self.claims.to_csv(claims, index=False, float_format=paths.FLOAT_FORMAT)
+            self.claims.assign(foreign=True).to_csv(
+                claims, index=False, float_format=paths.FLOAT_FORMAT
+            )
             record.write_text(json.dumps(self._record([*written, claims]), indent=1) + "\n")
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
