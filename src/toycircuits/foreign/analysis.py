@@ -185,7 +185,7 @@ def analyse(
     >>> theirs = toycircuits.load_run("list_copy_10").model.state_dict()
     >>> analysis = toycircuits.analyse(theirs, run="list_copy_10")
     >>> analysis.tables["ablations"][["component", "layer", "accuracy"]].shape
-    (14, 3)
+    (20, 3)
     """
     folder = paths.find_root(root)
     params = read_params(folder / "params.yaml")
