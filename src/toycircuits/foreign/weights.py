@@ -71,7 +71,7 @@ def _read_saved_by_torch(path: Path) -> dict[str, Tensor]:
         objects = f"{reason[1]} and perhaps others" if reason else "objects that are not tensors"
         remedy = "save its state dict: `torch.save(model.state_dict(), FILE)`"
         raise InputError(f"{path}: found {objects}, which only code can load; {remedy}") from None
-    except Exception as error:  # torch.load has no class for damaged files
+    except Exception as error:  # PyTorch has no class for damaged files
         if "TorchScript" in str(error):  # PyTorch's own advice is to run the code in the file
             remedy = "save the state dict of the model instead"
             raise InputError(f"{path}: found a TorchScript archive; {remedy}") from None
