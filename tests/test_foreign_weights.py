@@ -434,10 +434,17 @@ def test_what_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
             read_state_dict(path)
 
 
-@pytest.mark.parametrize(
-    "content", [[1], {}, {"a": {"x": torch.zeros(1)}, "b": {"x": torch.zeros(1)}}, 3]
-)
-def test_files_without_one_state_dict_are_refused(content: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [[1], {}, 3, {"a/b": {"x": torch.zeros(1)}}])
+def test_files_without_a_state_dict_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(InputError, match="allowed: one state dict"):
+    with pytest.raises(InputError, match="allowed: a state dict"):
         read_state_dict(tmp_path / "model.pt")
+
+
+def test_of_several_state_dicts_in_a_checkpoint_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    content = {"ema": {"x": torch.ones(1)}, "model": {"x": torch.zeros(1)}, "step": 3}
+    torch.save(content, path)
+    assert read_state_dict(path, "ema")["x"].item() == 1
+    with pytest.raises(InputError, match="name one of its models: ema, model"):
+        read_state_dict(path)

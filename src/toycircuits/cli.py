@@ -144,9 +144,7 @@ def analyse(
     variant: Annotated[
         str | None, typer.Option(help="a variant of the run; by default the one that fits")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="a model, if the file has several, as in reports/weights")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="which model, if the file has several")] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for the tables; by default analysis/NAME")
     ] = None,

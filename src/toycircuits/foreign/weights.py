@@ -36,7 +36,7 @@ MOST_NAMES = 4
 def read_state_dict(path: Path, model: str | None = None) -> dict[str, Tensor]:
     """The state dict in a safetensors file or in a file of `torch.save`, on the CPU.
 
-    A file of `torch.save` may hold the state dict alone, or a dictionary with one state dict in it.
+    A file of `torch.save` may hold the state dict alone, or a dictionary with state dicts in it.
     It is read with `weights_only=True`, so that no code in it runs. A safetensors file may hold
     several models, whose tensors are called MODEL/PARAMETER, as in reports/weights.
 
@@ -63,7 +63,7 @@ def read_state_dict(path: Path, model: str | None = None) -> dict[str, Tensor]:
 
 
 def _read_saved_by_torch(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of `torch.save`."""
+    """The state dict in a file of `torch.save`; of several, with their names before each."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -81,10 +81,10 @@ def _read_saved_by_torch(path: Path) -> dict[str, Tensor]:
         return dict(content)
     parts = content if isinstance(content, dict) else {}
     found = {str(name): part for name, part in parts.items() if _is_state_dict(part)}
-    if len(found) != 1:
+    if not found or not all(re.fullmatch(MODEL_NAME, name) for name in found):
         inside = _plain(", ".join(found)) if found else type(content).__name__
-        raise InputError(f"{path}: found {inside}; allowed: one state dict, name -> tensor")
-    return dict(found.popitem()[1])
+        raise InputError(f"{path}: found {inside}; allowed: a state dict, name -> tensor")
+    return {f"{name}/{key}": value for name, part in found.items() for key, value in part.items()}
 
 
 def _is_state_dict(content: Any) -> bool:
