@@ -89,8 +89,9 @@ def measure_single(
     if device.type != "cuda":
         row.graph = row.difference = NONE
         return
-    same = attempt(lambda: difference(case.begin(device), captured(case, device)), deadline)
-    row.difference = same
+    row.difference = attempt(
+        lambda: difference(case.begin(device), captured(case, device)), deadline
+    )
     row.graph = attempt(lambda: clock.rate(captured(case, device).advance, device), deadline)
 
 

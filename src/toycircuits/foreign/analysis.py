@@ -1,6 +1,5 @@
 """Put somebody's own weights through the analysis of a run, as if the run had trained them."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ from transformer_lens import HookedRootModule
 from toycircuits.claims.card import read_card
 from toycircuits.core import paths, report_paths
 from toycircuits.core.config import InputError, at_key, find_run, read_params, scales
+from toycircuits.core.inputs import digest_of
 from toycircuits.core.json_text import read_json
 from toycircuits.core.messages import in_one_line, quoted
 from toycircuits.foreign.fit import State, fit_run
@@ -195,7 +195,7 @@ def analyse(
     state, name, source = read_weights(weights, model)
     with at_key(name):
         fit = fit_run(state, found, variant, params)
-    subject = Subject.of(found, fit.variant, name)
+    subject = Subject.of(found, fit.settings, fit.variant, name)
     tables = subject.tables(fit.model)
     untrained = subject.tables(subject.untrained())
     card = read_card(folder / report_paths.claims_file(found.entry.experiment))
@@ -222,7 +222,6 @@ def read_weights(weights: Any, model: str | None) -> tuple[State, str, dict[str,
         raise InputError(f"weights: found {type(weights).__name__}; {allowed}")
     path = Path(weights)
     state = read_state_dict(path, model)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     stem = in_one_line(path.stem)
     name = stem if model is None else f"{stem}/{model}"
-    return state, name, {"file": in_one_line(path.name), "sha256": digest}
+    return state, name, {"file": in_one_line(path.name), "sha256": digest_of(path)}

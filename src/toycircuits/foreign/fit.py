@@ -1,6 +1,6 @@
 """Which model of a run somebody's weights fit: sizes, masks, frozen matrices, variants."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +23,41 @@ State: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Fit:
-    """A model of a run with somebody's weights in it."""
+    """A model of a run with somebody's weights in it.
 
+    Attributes:
+        settings: those of the run.
+        notes: what a reader has to know about the weights.
+        is_folded: whether the weights lack those of LayerNorm, which the variant has.
+    """
+
+    settings: RunSettings
     variant: str
     model: HookedRootModule
     notes: tuple[str, ...]
     is_folded: bool
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Weights that fit a variant of a run.
+
+    Attributes:
+        state: the weights under this project's names.
+        is_folded: as of `Fit`.
+        n_frozen: number of parameters that the variant freezes.
+    """
+
+    variant: str
+    state: State
+    notes: tuple[str, ...]
+    is_folded: bool
     n_frozen: int
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """How much the match says about the weights; of several, the highest is taken."""
+        return not self.is_folded, self.n_frozen
 
 
 def fit_run(state: State, run: Run, variant: str | None, params: Mapping[str, Any]) -> Fit:
@@ -47,30 +75,36 @@ def fit_run(state: State, run: Run, variant: str | None, params: Mapping[str, An
         raise InputError(f"variant: found {quoted(variant)}; allowed: {allowed}")
     weights.check_tensors(state)
     settings = read_settings(run)
-    fits, problems = [], []
+    matches, problems = [], []
     for name in run.variants if variant is None else (variant,):
         try:
-            fits.append(_load(state, run, settings, name))
+            matches.append(_match(state, run, settings, name))
         except InputError as error:
             of = f"variant {name} of {run.name}" if name else run.name
             problems.append(f"{error} ({of} at the scale {run.scale})")
-    if not fits:
+    if not matches:
         raise InputError(f"{problems[0]}{_others(state, run, params)}")
-    return _chosen(fits, run)
+    match = _chosen(matches, run)
+    metadata = {
+        **{"slice": run.entry.slice, "data": settings.data.model_dump()},
+        "model": settings.models[match.variant].model_dump(),
+    }
+    model, _ = build_model(match.state, metadata, Path(run.name))
+    return Fit(settings, match.variant, model, match.notes, match.is_folded)
 
 
-def _chosen(fits: Sequence[Fit], run: Run) -> Fit:
-    """The fit that says the most about the weights.
+def _chosen(matches: Sequence[_Match], run: Run) -> _Match:
+    """The match that says the most about the weights.
 
     Raises:
         InputError: several say the same.
     """
-    best = max((not fit.is_folded, fit.n_frozen) for fit in fits)
-    chosen, *more = [fit for fit in fits if (not fit.is_folded, fit.n_frozen) == best]
+    best = max(match.rank for match in matches)
+    chosen, *more = [match for match in matches if match.rank == best]
     if more:
-        names = ", ".join(fit.variant for fit in (chosen, *more))
+        names = ", ".join(match.variant for match in (chosen, *more))
         raise InputError(f"these weights fit several variants of {run.name}; name one: {names}")
-    folded = [fit.variant for fit in fits if fit.is_folded and not chosen.is_folded]
+    folded = [match.variant for match in matches if match.is_folded and not chosen.is_folded]
     if folded:
         text = (
             "the file has no weights of LayerNorm, so they are taken as of a model without it; if"
@@ -80,26 +114,22 @@ def _chosen(fits: Sequence[Fit], run: Run) -> Fit:
     return chosen
 
 
-def _load(state: State, run: Run, settings: RunSettings, variant: str) -> Fit:
-    """The model of this variant with `state` in it.
+def _match(state: State, run: Run, settings: RunSettings, variant: str) -> _Match:
+    """`state` as weights of this variant.
 
     Raises:
         InputError: `state` does not fit.
     """
-    metadata = {
-        **{"slice": run.entry.slice, "data": settings.data.model_dump()},
-        "model": settings.models[variant].model_dump(),
-    }
-    architecture = load_model(run.entry.slice)
+    build = load_model(run.entry.slice).build
     generator = torch.Generator().manual_seed(0)
-    outline = architecture.build(settings.models[variant], settings.data, generator)
+    outline = build(settings.models[variant], settings.data, generator)
     expected = dict(outline.named_parameters())
     named = weights.standard_names(state, expected)
     notes: list[str] = []
     frozen: State = {}
     if isinstance(outline, Transformer):
         named, masks = weights.without_buffers(named)
-        notes, frozen = [*_mask_notes(masks, outline)], outline.frozen()
+        notes, frozen = _mask_notes(masks, outline), outline.frozen()
     named, is_folded = weights.with_layer_norm(named, expected)
     if problem := weights.misfit(named, expected, frozen):
         raise InputError(problem)
@@ -109,11 +139,10 @@ def _load(state: State, run: Run, settings: RunSettings, variant: str) -> Fit:
     if is_folded:
         text = "has no weights of LayerNorm, as if they were folded in; weight 1 and bias 0 are"
         notes.append(f"the file {text} used")
-    model, _ = build_model(named, metadata, Path(run.name))
-    return Fit(variant, model, tuple(notes), is_folded, len(frozen))
+    return _Match(variant, named, tuple(notes), is_folded, len(frozen))
 
 
-def _mask_notes(masks: State, model: Transformer) -> Iterator[str]:
+def _mask_notes(masks: State, model: Transformer) -> list[str]:
     """What to say about the masks in a file.
 
     `HookedTransformer` saves its causal mask in every file, also if hooks put another mask on the
@@ -122,9 +151,10 @@ def _mask_notes(masks: State, model: Transformer) -> Iterator[str]:
     Raises:
         InputError: a mask is neither causal nor that of the model.
     """
+    masks_of_run = model.settings.allowed
     is_ignored = False
     for name, mask in masks.items():
-        layer, masks_of_run = int(name.split(".")[1]), model.settings.allowed
+        layer = int(name.split(".")[1])
         if layer >= len(masks_of_run):
             raise InputError(f"{name}: found, but such a model has {len(masks_of_run)} layers")
         allowed = torch.tensor(masks_of_run[layer], device="cpu")
@@ -135,15 +165,16 @@ def _mask_notes(masks: State, model: Transformer) -> Iterator[str]:
         if torch.equal(found, allowed):
             continue
         if not torch.equal(found, torch.ones_like(found).tril()):
-            drawn = "/".join("".join(".1"[int(cell)] for cell in row) for row in found)
-            expected = "/".join("".join(".1"[int(cell)] for cell in row) for row in allowed)
-            raise InputError(f"{name}: found {drawn}; expected {expected}, or a causal mask")
+            text = f"found {_drawn(found)}; expected {_drawn(allowed)}, or a causal mask"
+            raise InputError(f"{name}: {text}")
         is_ignored = True
-    if is_ignored:
-        yield (
-            "TransformerLens saved a causal mask in the file, as it does even if hooks apply "
-            "another mask; the masks of the run are used"
-        )
+    text = "TransformerLens saved a causal mask in the file, as it does even if hooks apply another"
+    return [f"{text} mask; the masks of the run are used"] if is_ignored else []
+
+
+def _drawn(mask: Tensor) -> str:
+    """A mask in one line: its rows as settings write them, with a slash between two."""
+    return "/".join("".join(".1"[int(cell)] for cell in row) for row in mask)
 
 
 def _others(state: State, run: Run, params: Mapping[str, Any]) -> str:
@@ -166,5 +197,5 @@ def _fitting(state: State, run: Run) -> str | None:
     settings = read_settings(run)
     for variant in run.variants:
         with suppress(InputError):
-            return _load(state, run, settings, variant).variant
+            return _match(state, run, settings, variant).variant
     return None

@@ -16,7 +16,7 @@ from toycircuits.core.analyses import load_ablations, load_metrics
 from toycircuits.core.config import Run, at_key
 from toycircuits.core.slices import load_model, load_task
 from toycircuits.core.tables import read_tables
-from toycircuits.core.train_run import RunSettings, read_settings
+from toycircuits.core.train_run import RunSettings
 
 Tables: TypeAlias = dict[str, pd.DataFrame]
 
@@ -37,9 +37,8 @@ class Subject:
     data: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, run: Run, variant: str, name: str) -> "Subject":
+    def of(cls, run: Run, settings: RunSettings, variant: str, name: str) -> "Subject":
         """That for weights called `name`, as a model of this variant of `run`."""
-        settings = read_settings(run)
         generator = torch.Generator().manual_seed(settings.data.seed)
         data = load_task(run.entry.slice).generate(settings.data, generator)
         return cls(run, settings, variant, name, settings.train.select(data))
@@ -74,9 +73,8 @@ class Subject:
         known = {name: value for name, value in measured.items() if not is_a_step(name)}
         tables["metrics"] = pd.DataFrame({"metric": [*known], "value": [*known.values()]})
         # Nobody knows the steps of the training: the last column of such a table holds steps.
-        return self._as_read(
-            {k: table for k, table in tables.items() if table.columns[-1] != "step"}
-        )
+        lasting = {name: table for name, table in tables.items() if table.columns[-1] != "step"}
+        return self._as_read(lasting)
 
     def _as_read(self, tables: Mapping[str, pd.DataFrame]) -> Tables:
         """`tables` with the columns that name a model, as they are after writing and reading."""
